@@ -1,0 +1,13 @@
+"""Dropout as an inference method in Pyro."""
+
+from pyro_dropout.guides import AutoBernoulliDropout, AutoConcreteDropout
+from pyro_dropout.losses import TraceDropout_ELBO
+from pyro_dropout.module import BayesianModule, init_to_module
+
+__all__ = [
+    "AutoBernoulliDropout",
+    "AutoConcreteDropout",
+    "BayesianModule",
+    "TraceDropout_ELBO",
+    "init_to_module",
+]

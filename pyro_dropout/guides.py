@@ -1,0 +1,371 @@
+"""Dropout posteriors as Pyro AutoGuides: hard masks at fixed rates, relaxed masks with learned ones.
+
+Third in the chain weight → distributions → guides → losses.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from operator import attrgetter
+from typing import Any
+
+import pyro
+import pyro.poutine as poutine
+import torch
+from pyro.distributions import constraints
+from pyro.ops.tensor_utils import periodic_repeat
+from pyro.infer.autoguide import AutoDelta, AutoGuide, AutoGuideList
+from pyro.infer.autoguide.guides import AutoCallable
+from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.nn.module import PyroModule, PyroParam
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor, nn
+
+from pyro_dropout.distributions import BernoulliMask, ConcreteMask, MaskedDelta
+from pyro_dropout.module import init_to_module
+from pyro_dropout.weight import MaskedUnits, MaskedWeight
+
+
+class _AutoDropout(AutoGuide):
+    """What the dropout guides share; a subclass says where a site's rate is kept and what its mask is."""
+
+    relaxed = False
+    _check_prototype = AutoGuideList._check_prototype  # like a list of two guides: the weights' and the rest's
+
+    def __init__(
+        self,
+        model: Callable,
+        rate: Any = 0.1,
+        *,
+        rest: Callable = AutoDelta,
+        init_loc_fn: Callable = init_to_module,
+        create_plates: Callable | None = None,
+    ) -> None:
+        super().__init__(InitMessenger(init_loc_fn)(model), create_plates=create_plates)
+        self._rate = rate
+        self._make_rest = rest
+        self._units: dict[str, MaskedUnits] = {}
+        self.locs = PyroModule()
+
+    def _add_rate(self, name: str, rate: Tensor, batch_shape: torch.Size, units: int) -> None:
+        raise NotImplementedError
+
+    def _mask(self, name: str, units: int) -> BernoulliMask | ConcreteMask:
+        raise NotImplementedError
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        if self.model is None:
+            raise RuntimeError(
+                f"this {type(self).__name__} was unpickled before its first call and has no model: make a new one "
+                "and load_state_dict into it, or pickle after the first call"
+            )
+        loaded = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        for child in list(self._modules):
+            setattr(self, child, PyroModule())
+        super()._setup_prototype(*args, **kwargs)
+        sites = dict(self.prototype_trace.iter_stochastic_nodes())
+        weights = {name: site for name, site in sites.items() if _is_weight(site)}
+        if not weights:
+            raise ValueError(
+                f"{type(self).__name__} found no weight site, that is none with two or more event dimensions; found "
+                f"{', '.join(sites) or 'no latent sites'}: declare weights with .to_event(2), or use BayesianModule"
+            )
+        rates = _resolve_rates(self._rate, list(weights))
+        for name, site in weights.items():
+            self._add_weight(name, site, rates[name])
+        if len(weights) < len(sites):
+            rest = self._make_rest(poutine.block(self.model, hide_fn=_is_weight))
+            self.rest = rest if isinstance(rest, AutoGuide) else AutoCallable(self.model, rest)
+            if loaded and isinstance(rest, AutoGuide):
+                rest._setup_prototype(*args, **kwargs)
+        if loaded:
+            self._adopt(loaded)
+
+    def _add_weight(self, name: str, site: Any, rate: Any) -> None:
+        fn = site["fn"]
+        if getattr(fn.support, "base_constraint", fn.support) is not constraints.real:
+            raise ValueError(
+                f"site {name!r} has support {fn.support}, but dropped weights are 0: a dropout posterior needs real "
+                "support; hide the site with poutine.block and give it another guide (AutoGuideList)"
+            )
+        loc = site["value"].detach().clone()
+        for frame in site["cond_indep_stack"]:
+            if frame.dim == -1:
+                raise ValueError(
+                    f"weight site {name!r} is inside plate {frame.name!r} at dim -1, the place of the data: call the "
+                    "network outside of the data plate; a plate of many networks needs dim=-2"
+                )
+            full_size = frame.full_size or frame.size
+            if full_size != frame.size:
+                loc = periodic_repeat(loc, full_size, frame.dim - fn.event_dim).contiguous()
+        units = site["infer"].get("masked_units") or MaskedUnits(fn.event_dim)
+        count = units.count(fn.event_shape)
+        rate = torch.as_tensor(rate, dtype=loc.dtype, device=loc.device)
+        try:
+            BernoulliMask(rate, units=count)
+        except ValueError as error:
+            raise ValueError(f"site {name!r}: {error}") from error
+        self._units[name] = units
+        leaf, attribute = _leaf(self.locs, name)
+        setattr(leaf, attribute, PyroParam(loc, constraints.real, fn.event_dim))
+        self._add_rate(name, rate.reshape(1) if rate.dim() == 0 else rate, loc.shape[: -fn.event_dim], count)
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Samples every latent site of the model, given the same arguments; weights are masked weights."""
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+        plates = self._create_plates(*args, **kwargs)
+        result: dict[str, Tensor] = {}
+        for name, units in self._units.items():
+            site = self.prototype_trace.nodes[name]
+            with ExitStack() as stack:
+                for frame in site["cond_indep_stack"]:
+                    stack.enter_context(plates[frame.name])
+                loc = attrgetter(name)(self.locs)
+                mask = self._mask(name, units.count(site["fn"].event_shape))
+                z = pyro.sample(name + ".mask", mask, infer={"is_auxiliary": True})
+                weight = MaskedWeight(loc, z, mask.keep, units, name)
+                result[name] = pyro.sample(name, MaskedDelta(weight, self.relaxed))
+        if hasattr(self, "rest"):
+            result.update(self.rest(*args, **kwargs))
+        return result
+
+    def rates(self) -> dict[str, Tensor]:
+        """Current probability of dropping, by site: a number, or one per unit."""
+        names = [name.removesuffix("_unconstrained") for name, _ in self.locs.named_parameters()]
+        rates = {name: self._mask(name, units=1).rate.detach() for name in names}
+        return {name: rate.squeeze(-1) if rate.shape[-1] == 1 else rate for name, rate in rates.items()}
+
+    @torch.no_grad()
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The weight-averaged network, ``loc`` for each weight, with the medians of the rest.
+
+        ``loc = E[W]`` is what dropout networks predict with in one pass (MC's "standard dropout"); the
+        elementwise median of a two-point distribution would be 0 or ``loc / keep``.
+        """
+        result = {name: attrgetter(name)(self.locs).clone() for name in self._units}
+        if hasattr(self, "rest"):
+            self._create_plates(*args, **kwargs)
+            result.update(self.rest.median(*args, **kwargs))
+        return result
+
+    @torch.no_grad()
+    def quantiles(self, quantiles: Any, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Marginal quantiles of every latent: ``{site: [len(quantiles), *shape]}``.
+
+        A weight is ``loc · z / keep`` with ``z`` binary or Concrete, so its quantile is that of ``z``. Point
+        estimates are their own quantiles.
+
+        :param quantiles: probabilities between 0 and 1.
+        :raises NotImplementedError: the guide of the rest has no quantiles.
+        """
+        self._create_plates(*args, **kwargs)
+        result = {}
+        for name, units in self._units.items():
+            loc = attrgetter(name)(self.locs)
+            event_shape = loc.shape[-units.event_dim :]
+            mask = self._mask(name, units.count(event_shape))
+            q = torch.as_tensor(quantiles, dtype=loc.dtype, device=loc.device)
+            q = q.reshape(-1, *(1,) * mask.keep.dim())
+            z, mirrored = (units.spread(mask.icdf(p) / mask.keep, event_shape) for p in (q, 1 - q))
+            result[name] = torch.where(loc > 0, loc * z, loc * mirrored)
+        if hasattr(self, "rest"):
+            if isinstance(self.rest, AutoDelta):
+                n = len(torch.as_tensor(quantiles))
+                result.update({k: v.expand(n, *v.shape) for k, v in self.rest.median(*args, **kwargs).items()})
+            elif hasattr(self.rest, "quantiles"):
+                result.update(self.rest.quantiles(quantiles, *args, **kwargs))
+            else:
+                raise NotImplementedError(f"{type(self.rest).__name__}, the guide of the rest, has no quantiles")
+        return result
+
+    # Copying and loading
+
+    def __getstate__(self) -> dict[str, Any]:
+        # AutoGuide's own takes the model away from the guide that is being copied.
+        for parameter in self.parameters():
+            parameter.__dict__.pop("unconstrained", None)
+        state = {**self.__dict__, "_model": (None,), "master": None}
+        if self.prototype_trace is not None:  # what is needed only before the first call (and may be a lambda)
+            state.update(_rate=None, _make_rest=None)
+        return state
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _AutoDropout:
+        new = object.__new__(type(self))
+        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        new._model = self._model
+        return new
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        """Before the first call there are no parameters yet: they are made from the state's own names."""
+        if self.prototype_trace is None:
+            for key, value in state_dict.items():
+                if key.startswith(prefix):
+                    leaf, attribute = _leaf(self, key[len(prefix) :])
+                    if key.startswith(prefix + "rate_buffers."):
+                        leaf.register_buffer(attribute, torch.empty_like(value))
+                    else:
+                        leaf.register_parameter(attribute, nn.Parameter(torch.empty_like(value)))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _adopt(self, loaded: dict[str, Tensor]) -> None:
+        """Puts what was loaded before the first call, the very tensors, in the place of initial values."""
+        own = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        if own.keys() != loaded.keys():
+            raise ValueError(
+                "the state that was loaded into this guide is not of this model: "
+                f"without a site {sorted(loaded.keys() - own.keys())}, missing {sorted(own.keys() - loaded.keys())}"
+            )
+        store = pyro.get_param_store()
+        for name, value in loaded.items():
+            if value.shape != own[name].shape:
+                raise ValueError(
+                    f"the state that was loaded has {name} of shape {tuple(value.shape)}, "
+                    f"but the model needs {tuple(own[name].shape)}"
+                )
+            leaf, attribute = _leaf(self, name)
+            if not isinstance(value, nn.Parameter):
+                leaf._buffers[attribute] = value
+                continue
+            leaf._parameters[attribute] = value
+            fullname = leaf._pyro_get_fullname(attribute.removesuffix("_unconstrained"))
+            if fullname in store:  # as PyroModule does when the two disagree
+                store._params[fullname] = value
+                store._param_to_name[value] = fullname
+
+
+class AutoBernoulliDropout(_AutoDropout):
+    r"""Dropout at fixed rates as a posterior (MC section 3):
+
+    .. math:: W = \mathrm{loc} \cdot \mathrm{diag}(z) / (1 - \mathrm{rate}), \quad
+        z_k \sim \mathrm{Bernoulli}(1 - \mathrm{rate}_k)
+
+    for every latent site with at least two event dimensions, one ``z_k`` per input unit or channel; ``loc`` is
+    learned and starts from the module's own weights. Biases, precisions and whatever else is latent go to
+    ``rest``.
+
+    :param model: a Pyro model; it does not know about dropout.
+    :param rate: probability of *dropping* a unit, in [0, 1): a number, a tensor with one per unit, or a mapping
+        or function from site name to either. 0 makes a site deterministic. (MC's p is ``1 - rate``.)
+    :param rest: makes the guide of all other latents from a model: ``AutoDelta``, ``AutoNormal``, a partial.
+    :param init_loc_fn: Pyro initialisation strategy; it may return None to leave a site to ``rest``.
+    :param create_plates: as for any AutoGuide, for subsampling plates around latents.
+    :raises ValueError: at the first call: no weight sites, a rate outside [0, 1) or of a wrong shape, a name that
+        is no site.
+
+    Example::
+
+        >>> from pyro_dropout import BayesianModule
+        >>> model = BayesianModule(nn.Linear(3, 1))
+        >>> guide = AutoBernoulliDropout(model, rate=0.25)
+        >>> guide(torch.zeros(5, 3))["weight"].mask.shape
+        torch.Size([3])
+        >>> guide.rates()
+        {'weight': tensor(0.2500)}
+    """
+
+    def __init__(self, model: Callable, rate: Any = 0.1, **kwargs: Any) -> None:
+        super().__init__(model, rate, **kwargs)
+        self.rate_buffers = PyroModule()
+
+    def _add_rate(self, name: str, rate: Tensor, batch_shape: torch.Size, units: int) -> None:
+        leaf, attribute = _leaf(self.rate_buffers, name)
+        leaf.register_buffer(attribute, rate)
+
+    def _mask(self, name: str, units: int) -> BernoulliMask:
+        return BernoulliMask(attrgetter(name)(self.rate_buffers), units=units, validate_args=False)
+
+
+class AutoConcreteDropout(_AutoDropout):
+    r"""Dropout with learned rates, through relaxed masks (CD):
+
+    .. math:: W = \mathrm{loc} \cdot \mathrm{diag}(z) / (1 - \mathrm{rate}), \quad
+        z_k = \sigma\bigl((a + \log u_k - \log(1 - u_k)) / t\bigr), \quad \mathrm{rate} = \sigma(-a)
+
+    (CD eq. 5). The keep logit *a* is learned, per site or per unit, jointly with ``loc``. A site whose initial
+    rate is 0 is deterministic and stays so. See :class:`AutoBernoulliDropout` for what is common to both.
+
+    :param model: a Pyro model.
+    :param rate: initial probability of *dropping*, as in :class:`AutoBernoulliDropout` (CD's p).
+    :param temperature: t of CD eq. 5. At 0.1 the mean of ``z / keep`` is 0.9985 at rate 0.1; at 2/3 it is 0.950.
+    :param per_unit: learn one rate per unit instead of one per site.
+    :param rest: makes the guide of all other latents.
+    :param init_loc_fn: Pyro initialisation strategy.
+    :param create_plates: as for any AutoGuide.
+    :raises ValueError: a temperature that is not positive, and at the first call what
+        :class:`AutoBernoulliDropout` raises.
+
+    Example::
+
+        >>> from pyro_dropout import BayesianModule
+        >>> model = BayesianModule(nn.Linear(3, 1))
+        >>> guide = AutoConcreteDropout(model, rate=0.25, per_unit=True)
+        >>> _ = guide(torch.zeros(5, 3))
+        >>> guide.rates()
+        {'weight': tensor([0.2500, 0.2500, 0.2500])}
+    """
+
+    relaxed = True
+
+    def __init__(
+        self, model: Callable, rate: Any = 0.1, *, temperature: float = 0.1, per_unit: bool = False, **kwargs: Any
+    ) -> None:
+        if not temperature > 0:
+            raise ValueError(f"temperature must be positive, but found {temperature}")
+        super().__init__(model, rate, **kwargs)
+        self.temperature = temperature
+        self.per_unit = per_unit
+        self.logits = PyroModule()
+        self.rate_buffers = PyroModule()  # of sites at rate 0
+
+    def _add_rate(self, name: str, rate: Tensor, batch_shape: torch.Size, units: int) -> None:
+        if not bool(rate.any()):
+            leaf, attribute = _leaf(self.rate_buffers, name)
+            leaf.register_buffer(attribute, rate)
+            return
+        if not bool(rate.all()):
+            raise ValueError(f"site {name!r}: a learned rate cannot start at 0 for some units and not for others")
+        logits = torch.log1p(-rate) - rate.log()
+        shape = batch_shape + (units if self.per_unit or rate.shape[-1] > 1 else 1,)
+        leaf, attribute = _leaf(self.logits, name)
+        setattr(leaf, attribute, PyroParam(logits.expand(shape).clone(), constraints.real, event_dim=1))
+
+    def _mask(self, name: str, units: int) -> BernoulliMask | ConcreteMask:
+        try:
+            logits = attrgetter(name)(self.logits)
+        except AttributeError:
+            return BernoulliMask(attrgetter(name)(self.rate_buffers), units=units, validate_args=False)
+        return ConcreteMask(logits=logits, units=units, temperature=self.temperature, validate_args=False)
+
+
+def _is_weight(msg: Any) -> bool:
+    """Weight sites are the latents with at least two event dimensions."""
+    return (
+        msg["type"] == "sample"
+        and not msg["is_observed"]
+        and not site_is_subsample(msg)
+        and getattr(msg["fn"], "event_dim", 0) >= 2
+    )
+
+
+def _resolve_rates(rate: Any, names: list[str]) -> dict[str, Any]:
+    if isinstance(rate, Mapping):
+        unknown, missing = sorted(rate.keys() - set(names)), sorted(set(names) - rate.keys())
+        if unknown or missing:
+            raise ValueError(
+                f"rate must name the weight sites {', '.join(names)}; found no such site {unknown}, missing {missing}"
+            )
+        return dict(rate)
+    return {name: rate(name) if callable(rate) else rate for name in names}
+
+
+def _leaf(root: nn.Module, name: str) -> tuple[Any, str]:
+    """The module and attribute that a dotted name stands for; modules on the way are made."""
+    *path, attribute = name.split(".")
+    for part in path:
+        if part not in root._modules:
+            setattr(root, part, PyroModule())
+        root = root._modules[part]  # type: ignore[assignment]
+    return root, attribute

@@ -1,0 +1,315 @@
+"""Any network as a component of a Pyro model: priors on its weights, batch dimensions merged around its layers.
+
+Beside the chain weight → distributions → guides → losses; it knows the weight alone.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from pyro_dropout.weight import MaskedUnits, MaskedWeight, drop_equal
+
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
+
+
+class BayesianModule(PyroModule):
+    """A network whose weights are sample sites: ``W ~ prior`` for every parameter ``W`` of ``net``.
+
+    The sites carry the parameters' own names (``"net.0.weight"``). The network's class is not copied and ``net``
+    is not changed: the module runs a deep copy in which sampled values stand where the parameters stood. Their
+    initial (or pretrained) values are where guides start, see :func:`init_to_module`.
+
+    Sampled weights may have batch dimensions: particles, posterior draws, a ``pyro.plate`` at dim -2 or further
+    left around the call. The network then sees one leading batch dimension, and its output is split again
+    (BatchApply in Haiku and Sonnet), so that convolution, pooling and recurrent layers work. Dense weights that
+    differ along these dimensions (``AutoNormal``) go through :func:`torch.vmap`.
+
+    :param net: any :class:`torch.nn.Module`; the first dimension of its inputs and outputs is the batch.
+    :param prior: a distribution over one weight, expanded to each parameter's shape, or a function of name and
+        parameter that returns a distribution (over one weight or the whole parameter), or ``None`` to leave that
+        parameter an ordinary learnable one. ``Normal(0., 1/l)`` has lengthscale l: l² is a prior *precision*,
+        l = 1e-4 means a standard deviation of 1e4.
+    :param event_dim: number of dimensions of one datum in the network's positional inputs, an int or one per
+        input. By default the first layer tells: 1 for linear layers (``[N, in]``), 3 for ``Conv2d``. Give 2 for
+        a linear layer on ``[N, T, in]`` if weights will have batch dimensions.
+    :raises ValueError: no parameter has a prior; a prior of the wrong shape; batch dimensions that do not fit.
+
+    Example::
+
+        >>> net = BayesianModule(nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 1)))
+        >>> net(torch.zeros(7, 3)).shape
+        torch.Size([7, 1])
+        >>> pyro.poutine.trace(net).get_trace(torch.zeros(7, 3)).stochastic_nodes
+        ['0.weight', '2.weight', '0.bias', '2.bias']
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        prior: Any = dist.Normal(0.0, 1.0),
+        event_dim: int | Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.event_dim = event_dim
+        self.net = copy.deepcopy(net)
+        self._slots = _make_slots(self.net, prior)
+        if not self._slots:
+            raise ValueError(f"no parameter of {type(net).__name__} has a prior: nothing in it would be Bayesian")
+        self._learns = any(True for _ in self.net.parameters())
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)
+        for slot in self._slots.values():
+            slot.prior = _move(slot.prior, slot.initial)
+        return self
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        values = {name: self._sample(name, slot) for name, slot in self._slots.items()}
+        plates = torch.Size()
+        for name, value in values.items():
+            if value.dim() > self._slots[name].initial.dim():
+                values[name], batch = self._drop_place_of_data(name, value)
+                plates = torch.broadcast_shapes(plates, batch)
+        event_dims = self._event_dims(args, plates)
+        if any(self._must_map(name, values) for name in values):
+            return self._map_over_weights(values, plates, event_dims, args, kwargs)
+        return self._merge_batch(values, plates, event_dims, args, kwargs)
+
+    def _sample(self, name: str, slot: _Slot) -> Tensor:
+        fullname = self._pyro_get_fullname(name)
+        value = self._pyro_context.get(fullname)
+        if value is None:
+            infer = {"initial_value": slot.initial, "masked_units": slot.units}
+            value = pyro.sample(fullname, slot.prior, infer=infer)
+            self._pyro_context.set(fullname, value)
+        return value
+
+    def _drop_place_of_data(self, name: str, value: Tensor) -> tuple[Tensor, torch.Size]:
+        """Batch dimensions as they are left of the data, and dense tensors without equal copies along them."""
+        event_dim = self._slots[name].initial.dim()
+        if value.shape[value.dim() - event_dim - 1] == 1:
+            value = value.squeeze(value.dim() - event_dim - 1)
+        batch = value.shape[: value.dim() - event_dim]
+        return (value if isinstance(value, MaskedWeight) else drop_equal(value, event_dim)), batch
+
+    def _must_map(self, name: str, values: dict[str, Tensor]) -> bool:
+        """Whether a value is dense with batch dimensions, and not the bias that a masked layer adds itself."""
+        slot, value = self._slots[name], values[name]
+        if isinstance(value, MaskedWeight) or value.dim() == slot.initial.dim():
+            return False
+        weight = values.get(name.removesuffix("bias") + "weight")
+        layer, attribute = slot.owners[0]
+        linear = isinstance(layer, (nn.Linear, *_CONVOLUTIONS))
+        return not (linear and attribute == "bias" and isinstance(weight, MaskedWeight))
+
+    def _event_dims(self, args: Any, plates: torch.Size) -> Sequence[int]:
+        """Event dimensions of each input; empty where none are known and none are needed."""
+        if self.event_dim is not None:
+            event_dims = [self.event_dim] * len(args) if isinstance(self.event_dim, int) else self.event_dim
+            if len(event_dims) != len(args):
+                raise ValueError(f"event_dim={self.event_dim} names {len(event_dims)} inputs, but found {len(args)}")
+            return event_dims
+        layer, _ = next(iter(self._slots.values())).owners[0]
+        if isinstance(layer, _CONVOLUTIONS):
+            return [layer.weight.dim() - 1] * len(args)
+        if not plates:
+            return []
+        if isinstance(layer, nn.Linear):
+            return [1] * len(args)
+        raise ValueError(
+            f"weights of {type(self.net).__name__} have batch shape {tuple(plates)}, and its first layer, a "
+            f"{type(layer).__name__}, does not tell which dimensions of the input are one datum: give "
+            "BayesianModule event_dim"
+        )
+
+    def _merge_batch(
+        self, values: dict[str, Tensor], plates: torch.Size, event_dims: Sequence[int], args: Any, kwargs: Any
+    ) -> Any:
+        batches = [a.shape[: a.dim() - e] for a, e in zip(args, event_dims, strict=False) if isinstance(a, Tensor)]
+        try:
+            lead = torch.broadcast_shapes(plates + (1,) if plates else plates, *batches)
+        except RuntimeError as error:
+            raise ValueError(
+                f"weights of batch shape {tuple(plates)} do not broadcast with inputs of batch shape "
+                f"{', '.join(str(tuple(b)) for b in batches)} (event_dim {', '.join(map(str, event_dims))}): give "
+                "BayesianModule the event_dim of its inputs, and put plates around weights at dim -2 or further left"
+            ) from error
+        if len(lead) < 2:
+            return self._run(values, args, kwargs)
+        values = {n: v.replace(lead=tuple(lead)) if isinstance(v, MaskedWeight) else v for n, v in values.items()}
+        merged = [
+            a.expand(*lead, *a.shape[a.dim() - e :]).flatten(0, len(lead) - 1) if isinstance(a, Tensor) else a
+            for a, e in zip(args, event_dims, strict=True)
+        ]
+
+        def split(out: Any) -> Any:
+            if not isinstance(out, Tensor):
+                return out
+            if out.dim() == 0 or out.shape[0] != lead.numel():
+                raise ValueError(
+                    f"{type(self.net).__name__} returned shape {tuple(out.shape)} for a batch of {lead.numel()}: "
+                    "the first dimension of its output must be the batch"
+                )
+            return out.unflatten(0, lead)
+
+        return tree_map(split, self._run(values, merged, kwargs))
+
+    def _map_over_weights(
+        self, values: dict[str, Tensor], plates: torch.Size, event_dims: Sequence[int], args: Any, kwargs: Any
+    ) -> Any:
+        """One network per entry of the plates: all at once by ``vmap``, or in turn where weights are masked too."""
+        own, data = {}, {}
+        for name, value in values.items():
+            event = self._slots[name].initial.shape
+            if value.dim() > len(event):
+                own[name] = value.expand(*plates, *event).reshape(-1, *event)
+        for i, (a, event_dim) in enumerate(zip(args, event_dims, strict=True)):
+            if isinstance(a, Tensor) and a.dim() > event_dim + 1:
+                datum = a.shape[a.dim() - event_dim - 1 :]
+                data[i] = a.expand(*plates, *datum).reshape(-1, *datum)
+
+        def run(own: dict[str, Tensor], data: dict[int, Tensor]) -> Any:
+            return self._run({**values, **own}, [data.get(i, a) for i, a in enumerate(args)], kwargs)
+
+        if any(isinstance(v, MaskedWeight) for v in own.values()):
+            outs = [
+                run({name: v[k] for name, v in own.items()}, {i: a[k] for i, a in data.items()})
+                for k in range(plates.numel())
+            ]
+            out = tree_map(lambda *entries: torch.stack(entries), *outs)
+        else:
+            out = torch.vmap(run, randomness="different")(own, data)
+        return tree_map(lambda t: t.unflatten(0, plates) if isinstance(t, Tensor) else t, out)
+
+    def _run(self, values: dict[str, Tensor], args: Any, kwargs: Any) -> Any:
+        # Reading self.net makes Pyro register its parameters: wanted where some are learnable, slow where none are.
+        net = self.net if self._learns else self._modules["net"]
+        initial = {name: slot.initial for name, slot in self._slots.items()}
+        try:
+            for name, slot in self._slots.items():
+                slot.put(values[name])
+            return net(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            for name, slot in self._slots.items():
+                slot.put(initial[name])
+
+
+@dataclass
+class _Slot:
+    """Where one parameter stood in the network, its prior, and which of its units a mask would switch."""
+
+    owners: list[tuple[nn.Module, str]]  # several where layers share a parameter
+    prior: Any
+    units: MaskedUnits | None
+
+    @property
+    def initial(self) -> Tensor:
+        layer, attribute = self.owners[0]
+        return layer._buffers[attribute]  # type: ignore[return-value]
+
+    def put(self, value: Tensor) -> None:
+        for layer, attribute in self.owners:
+            layer._buffers[attribute] = value
+            if isinstance(layer, nn.RNNBase):
+                layer._flat_weights[layer._flat_weights_names.index(attribute)] = value
+
+
+def _make_slots(net: nn.Module, prior: Any) -> dict[str, _Slot]:
+    """Turns each parameter that has a prior into a buffer with its initial value, and says where it stands."""
+    owners: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
+    for layer in net.modules():
+        for attribute, parameter in layer.named_parameters(recurse=False):
+            owners.setdefault(parameter, []).append((layer, attribute))
+    slots = {}
+    for name, parameter in list(net.named_parameters()):
+        given = prior if isinstance(prior, torch.distributions.Distribution) else prior(name, parameter)
+        if given is None:
+            continue
+        for layer, attribute in owners[parameter]:
+            del layer._parameters[attribute]
+            layer.register_buffer(attribute, parameter.detach(), persistent=False)
+        layer = owners[parameter][0][0]
+        slots[name] = _Slot(owners[parameter], _full_prior(name, parameter, given), _masked_units(layer, parameter))
+    # Weights before biases: a dropout guide samples in this order, and TraceMeanField_ELBO wants one order.
+    return dict(sorted(slots.items(), key=lambda item: item[1].initial.dim() < 2))
+
+
+def _masked_units(layer: nn.Module, parameter: Tensor) -> MaskedUnits | None:
+    if parameter.dim() < 2:
+        return None
+    if isinstance(layer, _TRANSPOSED):
+        return MaskedUnits(parameter.dim(), dim=0)
+    return MaskedUnits(parameter.dim(), groups=getattr(layer, "groups", 1) if isinstance(layer, _CONVOLUTIONS) else 1)
+
+
+def _full_prior(name: str, parameter: Tensor, prior: Any) -> Any:
+    shape = parameter.shape
+    if not hasattr(prior, "to_event"):
+        raise TypeError(f"the prior of {name!r} must be a Pyro distribution, but found {type(prior).__name__}")
+    prior = _move(prior, parameter)
+    if not prior.event_shape:
+        try:
+            return prior.expand(shape).to_event(len(shape))
+        except RuntimeError as error:
+            raise ValueError(
+                f"the prior of {name!r} has batch shape {tuple(prior.batch_shape)}, which does not expand to the "
+                f"parameter's shape {tuple(shape)}"
+            ) from error
+    if prior.batch_shape or prior.event_shape != shape:
+        raise ValueError(
+            f"the prior of {name!r} has shape {tuple(prior.shape())}, but the parameter has shape {tuple(shape)}"
+        )
+    return prior
+
+
+def _move(prior: Any, like: Tensor) -> Any:
+    """The distribution with its tensors in the parameter's dtype and on its device."""
+    prior = copy.copy(prior)
+    for key, value in vars(prior).items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            prior.__dict__[key] = value.detach().to(like.device, like.dtype)
+        elif isinstance(value, torch.distributions.Distribution):
+            prior.__dict__[key] = _move(value, like)
+    return prior
+
+
+def init_to_module(site: Any = None, fallback: Any = None) -> Any:
+    """Initialisation strategy: a :class:`BayesianModule` weight starts from the module's own value.
+
+    As Pyro's other strategies (``init_to_median``, ...) for ``init_loc_fn`` of an AutoGuide or ``init_strategy``
+    of a kernel. Without a module's value, a site with two or more event dimensions starts as ``torch.nn`` would
+    start a layer, uniform on ``±1/sqrt(fan-in)``: a prior draw with unit scale is a poor start for a network.
+
+    :param fallback: strategy for all other sites; without one they keep their guide's own.
+
+    Example::
+
+        >>> from pyro.infer.autoguide import AutoNormal, init_to_median
+        >>> model = BayesianModule(nn.Linear(2, 1))
+        >>> guide = AutoNormal(model, init_loc_fn=init_to_module(fallback=init_to_median))
+        >>> _ = guide(torch.zeros(4, 2))
+        >>> bool((guide.median()["weight"] == model.net.weight).all())
+        True
+    """
+    if site is None:
+        return lambda site: init_to_module(site, fallback)
+    initial = site["infer"].get("initial_value")
+    if initial is not None:
+        shape = site["fn"].shape()
+        return initial.expand(shape).clone() if initial.shape != shape else initial.clone()
+    if site["fn"].event_dim >= 2:
+        event = site["fn"].event_shape
+        bound = (event.numel() / event[0]) ** -0.5
+        return torch.empty_like(site["fn"].sample()).uniform_(-bound, bound)
+    return fallback(site) if fallback is not None else None
