@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions import constraints, register_kl
 from torch.distributions.utils import lazy_property
 
-from pyro_dropout.weight import MaskedWeight
+from pyro_dropout.weight import MaskedUnits, MaskedWeight
 
 
 class _Mask(TorchDistribution):
@@ -78,8 +78,9 @@ class _Mask(TorchDistribution):
         if self._logits is None:
             h = -torch.xlogy(self.keep, self.keep) - torch.xlogy(self.rate, self.rate)
         else:
-            h = F.binary_cross_entropy_with_logits(self._logits, self.keep, reduction="none")
-        return h.sum(-1).mul(self.units / h.shape[-1]).expand(self.batch_shape)
+            h = F.softplus(self._logits) - self._logits * self.keep
+        h = h.squeeze(-1) * self.units if h.shape[-1] == 1 else h.sum(-1)
+        return h if h.shape == self.batch_shape else h.expand(self.batch_shape)
 
     def _full_shape(self, sample_shape: Any) -> torch.Size:
         return torch.Size(sample_shape) + self.batch_shape + self.event_shape
@@ -173,10 +174,10 @@ class ConcreteMask(_Mask):
         super().__init__(rate, logits=logits, units=units, validate_args=validate_args)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
-        given = self._given
-        noise = torch.rand(self._full_shape(sample_shape), dtype=given.dtype, device=given.device)
-        noise.logit_(eps=torch.finfo(given.dtype).tiny)
-        relaxed = (self.logits + noise) / self.temperature
+        logits = self.logits
+        noise = torch.rand(self._full_shape(sample_shape), dtype=logits.dtype, device=logits.device)
+        noise.logit_(eps=torch.finfo(logits.dtype).tiny).div_(self.temperature)
+        relaxed = torch.add(noise, logits, alpha=1 / self.temperature)
         z = torch.sigmoid(relaxed)
         self._drawn = (z, relaxed)  # z rounds to 0 and 1; the density needs what was rounded away
         return z
@@ -256,32 +257,38 @@ def quantised_cross_entropy(weight: MaskedWeight, prior: TorchDistribution) -> T
         >>> quantised_cross_entropy(w, prior)  # 2 · (½ · 1 / 0.5 + ½ log 2π)
         tensor(3.8379)
     """
-    base: Any = prior
-    while isinstance(base, torch.distributions.Independent):
-        base = base.base_dist
+    total = _normal(weight.loc, weight.keep, weight.units, prior)
+    total = _elementwise(weight, prior) if total is None else total
+    if total.shape == weight.batch_shape:
+        return total
+    return total.expand(torch.broadcast_shapes(total.shape, weight.batch_shape))
+
+
+def point_cross_entropy(value: Tensor, prior: TorchDistribution) -> Tensor:
+    """``-log p(value)``: what a point estimate pays, which is the case ``keep = 1`` of the formula above."""
+    total = _normal(value, None, MaskedUnits(prior.event_dim), prior)
+    return -prior.log_prob(value) if total is None else total
+
+
+def _elementwise(weight: MaskedWeight, prior: TorchDistribution) -> Tensor:
+    base = _per_weight(prior)
     if base.event_shape:
         raise ValueError(
             f"the prior of site {weight.site!r} is {type(base).__name__}, which has no density per weight; "
             "a dropout guide needs a factorised prior (Normal, Laplace, StudentT, ... with .to_event), "
-            "or block the site and give it another guide"
+            "or hide the site with poutine.block and give it another guide"
         )
-    total = _normal(weight, base) if type(base) is dist.Normal else _elementwise(weight, base)
-    return total.expand(torch.broadcast_shapes(total.shape, weight.batch_shape))
-
-
-def _elementwise(weight: MaskedWeight, base: Any) -> Tensor:
     keep = weight.units.spread(weight.keep, weight.event_shape)
     zero = weight.loc.new_zeros(())
-    log_p0 = base.log_prob(zero) if bool(base.support.check(zero).all()) else zero.log()
+    log_p0 = zero
     if bool((weight.keep < 1).any()):
+        log_p0 = base.log_prob(zero) if bool(base.support.check(zero).all()) else zero.log()
         if not bool(torch.isfinite(log_p0).all()):
             raise ValueError(
                 f"the prior of site {weight.site!r} ({type(base).__name__}) has density 0 or infinity at 0, where "
                 "dropped weights lie; choose a prior with a finite density there, or rate 0 for this site"
             )
         log_p0 = (1 - keep) * log_p0
-    else:
-        log_p0 = zero
     try:
         log_p = keep * base.log_prob(weight.loc / keep) + log_p0
     except ValueError as error:
@@ -289,33 +296,38 @@ def _elementwise(weight: MaskedWeight, base: Any) -> Tensor:
     return -log_p.flatten(-weight.units.event_dim).sum(-1)
 
 
-def _normal(weight: MaskedWeight, base: dist.Normal) -> Tensor:
-    """The same sum for a Normal, from the two moments ``E[w] = loc`` and ``E[w²] = loc² / keep``."""
-    event_dim, n = weight.units.event_dim, weight.event_shape.numel()
-    mean, scale = (_shared(t, event_dim) for t in (base.loc, base.scale))
-    if mean.dim() >= event_dim and mean.shape[-event_dim:].numel() > 1:
-        return _elementwise(weight, base)
-    if scale.dim() >= event_dim and scale.shape[-event_dim:].numel() > 1:
-        return _elementwise(weight, base)
-    mean, scale = (t.reshape(t.shape[: max(t.dim() - event_dim, 0)]) for t in (mean, scale))
-    loc = weight.loc
-    if weight.keep.shape[-1] == 1:
-        flat = loc.flatten(-event_dim)
-        square = torch.linalg.vecdot(flat, flat) / weight.keep.squeeze(-1)
+def _normal(loc: Tensor, keep: Tensor | None, units: MaskedUnits, prior: TorchDistribution) -> Tensor | None:
+    """The same sum for one Normal over all weights, from ``Σ E[w] = Σ loc`` and ``Σ E[w²] = Σ loc² / keep``."""
+    base = _per_weight(prior)
+    if type(base) is not dist.Normal:
+        return None
+    mean, scale = _constant(base.loc), _constant(base.scale)
+    if mean is None or scale is None:
+        return None
+    event_shape = loc.shape[loc.dim() - units.event_dim :]
+    n = event_shape.numel()
+    flat = loc if units.event_dim == 1 else loc.flatten(-units.event_dim) if units.event_dim else loc.unsqueeze(-1)
+    if keep is None or keep.shape[-1] == 1:
+        square = torch.linalg.vecdot(flat, flat)
+        square = square if keep is None else square / (keep[0] if keep.dim() == 1 else keep.squeeze(-1))
     else:
-        keep = weight.units.spread(weight.keep, weight.event_shape)
-        square = (loc.square() / keep).flatten(-event_dim).sum(-1)
-    if mean.requires_grad or bool(mean.any()):
-        square = square - 2 * mean * loc.flatten(-event_dim).sum(-1) + n * mean.square()
-    return 0.5 * square / scale.square() + n * (scale.log() + 0.5 * math.log(2 * math.pi))
+        square = (loc.square() / units.spread(keep, event_shape)).flatten(-units.event_dim).sum(-1)
+    if mean != 0:
+        square = square - 2 * mean * flat.sum(-1) + n * mean**2
+    return square * (0.5 / scale**2) + n * (math.log(scale) + 0.5 * math.log(2 * math.pi))
 
 
-def _shared(t: Tensor, event_dim: int) -> Tensor:
-    """One entry in place of dimensions along which a tensor was expanded from one number."""
-    for d in range(-min(event_dim, t.dim()), 0):
-        if t.stride(d) == 0:
-            t = t.narrow(d, 0, 1)
-    return t
+def _per_weight(prior: Any) -> Any:
+    while isinstance(prior, torch.distributions.Independent):
+        prior = prior.base_dist
+    return prior
+
+
+def _constant(t: Tensor) -> float | None:
+    """The number that a tensor was expanded from, if that is what it is and nothing learns it."""
+    if t.requires_grad or any(stride != 0 and size != 1 for stride, size in zip(t.stride(), t.shape, strict=True)):
+        return None
+    return t.as_strided((), ()).item()
 
 
 @register_kl(MaskedDelta, torch.distributions.Distribution)

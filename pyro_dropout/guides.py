@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from operator import attrgetter
 from typing import Any
 
 import pyro
@@ -108,9 +107,13 @@ class _AutoDropout(AutoGuide):
         except ValueError as error:
             raise ValueError(f"site {name!r}: {error}") from error
         self._units[name] = units
-        leaf, attribute = _leaf(self.locs, name)
-        setattr(leaf, attribute, PyroParam(loc, constraints.real, fn.event_dim))
+        self._set_parameter(self.locs, name, loc, fn.event_dim)
         self._add_rate(name, rate.reshape(1) if rate.dim() == 0 else rate, loc.shape[: -fn.event_dim], count)
+
+    def _set_parameter(self, root: PyroModule, name: str, value: Tensor, event_dim: int) -> None:
+        leaf, attribute = _leaf(root, name)
+        in_plate = value.dim() > event_dim  # only there Pyro needs to know which dimensions are the plate's
+        setattr(leaf, attribute, PyroParam(value, constraints.real, event_dim) if in_plate else nn.Parameter(value))
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Samples every latent site of the model, given the same arguments; weights are masked weights."""
@@ -123,13 +126,14 @@ class _AutoDropout(AutoGuide):
             with ExitStack() as stack:
                 for frame in site["cond_indep_stack"]:
                     stack.enter_context(plates[frame.name])
-                loc = attrgetter(name)(self.locs)
+                loc = _read(self, "locs." + name)
                 mask = self._mask(name, units.count(site["fn"].event_shape))
                 z = pyro.sample(name + ".mask", mask, infer={"is_auxiliary": True})
                 weight = MaskedWeight(loc, z, mask.keep, units, name)
                 result[name] = pyro.sample(name, MaskedDelta(weight, self.relaxed))
-        if hasattr(self, "rest"):
-            result.update(self.rest(*args, **kwargs))
+        rest = self._modules.get("rest")
+        if rest is not None:
+            result.update(rest(*args, **kwargs))
         return result
 
     def rates(self) -> dict[str, Tensor]:
@@ -145,7 +149,7 @@ class _AutoDropout(AutoGuide):
         ``loc = E[W]`` is what dropout networks predict with in one pass (MC's "standard dropout"); the
         elementwise median of a two-point distribution would be 0 or ``loc / keep``.
         """
-        result = {name: attrgetter(name)(self.locs).clone() for name in self._units}
+        result = {name: _read(self, "locs." + name).clone() for name in self._units}
         if hasattr(self, "rest"):
             self._create_plates(*args, **kwargs)
             result.update(self.rest.median(*args, **kwargs))
@@ -164,7 +168,7 @@ class _AutoDropout(AutoGuide):
         self._create_plates(*args, **kwargs)
         result = {}
         for name, units in self._units.items():
-            loc = attrgetter(name)(self.locs)
+            loc = _read(self, "locs." + name)
             event_shape = loc.shape[-units.event_dim :]
             mask = self._mask(name, units.count(event_shape))
             q = torch.as_tensor(quantiles, dtype=loc.dtype, device=loc.device)
@@ -275,7 +279,7 @@ class AutoBernoulliDropout(_AutoDropout):
         leaf.register_buffer(attribute, rate)
 
     def _mask(self, name: str, units: int) -> BernoulliMask:
-        return BernoulliMask(attrgetter(name)(self.rate_buffers), units=units, validate_args=False)
+        return BernoulliMask(_read(self, "rate_buffers." + name), units=units, validate_args=False)
 
 
 class AutoConcreteDropout(_AutoDropout):
@@ -329,14 +333,12 @@ class AutoConcreteDropout(_AutoDropout):
             raise ValueError(f"site {name!r}: a learned rate cannot start at 0 for some units and not for others")
         logits = torch.log1p(-rate) - rate.log()
         shape = batch_shape + (units if self.per_unit or rate.shape[-1] > 1 else 1,)
-        leaf, attribute = _leaf(self.logits, name)
-        setattr(leaf, attribute, PyroParam(logits.expand(shape).clone(), constraints.real, event_dim=1))
+        self._set_parameter(self.logits, name, logits.expand(shape).clone(), event_dim=1)
 
     def _mask(self, name: str, units: int) -> BernoulliMask | ConcreteMask:
-        try:
-            logits = attrgetter(name)(self.logits)
-        except AttributeError:
-            return BernoulliMask(attrgetter(name)(self.rate_buffers), units=units, validate_args=False)
+        logits = _read(self, "logits." + name)
+        if logits is None:
+            return BernoulliMask(_read(self, "rate_buffers." + name), units=units, validate_args=False)
         return ConcreteMask(logits=logits, units=units, temperature=self.temperature, validate_args=False)
 
 
@@ -369,3 +371,13 @@ def _leaf(root: nn.Module, name: str) -> tuple[Any, str]:
             setattr(root, part, PyroModule())
         root = root._modules[part]  # type: ignore[assignment]
     return root, attribute
+
+
+def _read(root: nn.Module, name: str) -> Any:
+    """``root.<dotted name>``, or None. Only the last step goes through Pyro, whose attribute access is slow."""
+    *path, attribute = name.split(".")
+    for part in path:
+        if part not in root._modules:
+            return None
+        root = root._modules[part]  # type: ignore[assignment]
+    return getattr(root, attribute, None)

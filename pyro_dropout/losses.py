@@ -20,7 +20,13 @@ from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from pyro_dropout.distributions import BernoulliMask, ConcreteMask, MaskedDelta, quantised_cross_entropy
+from pyro_dropout.distributions import (
+    BernoulliMask,
+    ConcreteMask,
+    MaskedDelta,
+    point_cross_entropy,
+    quantised_cross_entropy,
+)
 from pyro_dropout.weight import DatumMask
 
 
@@ -149,18 +155,19 @@ class TraceDropout_ELBO(ELBO):
         model_sites, guide_sites = _sample_sites(model_trace), _sample_sites(guide_trace)
         if self.masks == "datum":
             _check_data_plates(model_sites, guide_sites)
-        loss: Any = 0.0
+        terms = []  # of the loss
+        gains = []  # to subtract
         for name, site in model_sites.items():
             if site["is_observed"]:
-                loss = loss - _log_prob_sum(model_trace, name, self.max_plate_nesting)
+                gains.append(_log_prob_sum(model_trace, name, self.max_plate_nesting))
             elif name not in guide_sites:
                 raise ValueError(f"latent site {name!r} of the model is not in the guide: the loss needs a guide for it")
             else:
-                loss = loss + _sum(_kl(guide_sites[name], site), guide_sites[name])
+                terms.append(_sum(_kl(guide_sites[name], site), guide_sites[name]))
         for name, site in guide_sites.items():
             if name not in model_sites:  # auxiliary
-                loss = loss + _sum(_negative_entropy(site), site)
-        return loss
+                gains.append(_sum(_entropy(site), site))
+        return torch.stack(terms).sum() - torch.stack(gains).sum()
 
 
 def _sample_sites(trace: Any) -> dict[str, Any]:
@@ -168,7 +175,8 @@ def _sample_sites(trace: Any) -> dict[str, Any]:
 
 
 def _sum(term: Tensor, site: Any) -> Tensor:
-    return scale_and_mask(term, site["scale"], site["mask"]).sum()
+    term = scale_and_mask(term, site["scale"], site["mask"])
+    return term.sum() if term.dim() else term
 
 
 def _log_prob_sum(trace: Any, name: str, max_plate_nesting: float) -> Tensor:
@@ -184,7 +192,7 @@ def _kl(guide_site: Any, model_site: Any) -> Tensor:
     if isinstance(q, MaskedDelta):
         return quantised_cross_entropy(q.weight, p)
     if isinstance(q, dist.Delta):
-        return q.log_density - p.log_prob(q.v)
+        return q.log_density + point_cross_entropy(q.v, p)
     if not q.has_rsample:
         raise NotImplementedError(
             f"the guide's site {guide_site['name']!r} is {type(q).__name__}, which is not reparametrised: use "
@@ -197,7 +205,7 @@ def _kl(guide_site: Any, model_site: Any) -> Tensor:
         return q.log_prob(value) - p.log_prob(value)
 
 
-def _negative_entropy(site: Any) -> Tensor:
+def _entropy(site: Any) -> Tensor:
     fn = site["fn"]
     if not fn.has_rsample:
         raise NotImplementedError(
@@ -205,8 +213,8 @@ def _negative_entropy(site: Any) -> Tensor:
             "be ignored here: use Trace_ELBO, or relaxed masks"
         )
     if isinstance(fn, BernoulliMask | ConcreteMask):
-        return -fn.entropy()
-    return fn.log_prob(site["value"])
+        return fn.entropy()
+    return -fn.log_prob(site["value"])
 
 
 def _check_data_plates(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ import pyro.distributions as dist
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
+from torch.distributions import constraints
 from torch.utils._pytree import tree_map
 
 from pyro_dropout.weight import MaskedUnits, MaskedWeight, drop_equal
@@ -77,12 +78,12 @@ class BayesianModule(PyroModule):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         values = {name: self._sample(name, slot) for name, slot in self._slots.items()}
         plates = torch.Size()
-        for name, value in values.items():
-            if value.dim() > self._slots[name].initial.dim():
-                values[name], batch = self._drop_place_of_data(name, value)
+        for name, slot in self._slots.items():
+            if len(values[name].shape) > slot.event_dim:
+                values[name], batch = _drop_place_of_data(values[name], slot.event_dim)
                 plates = torch.broadcast_shapes(plates, batch)
         event_dims = self._event_dims(args, plates)
-        if any(self._must_map(name, values) for name in values):
+        if plates and any(self._must_map(name, values) for name in values):
             return self._map_over_weights(values, plates, event_dims, args, kwargs)
         return self._merge_batch(values, plates, event_dims, args, kwargs)
 
@@ -95,18 +96,10 @@ class BayesianModule(PyroModule):
             self._pyro_context.set(fullname, value)
         return value
 
-    def _drop_place_of_data(self, name: str, value: Tensor) -> tuple[Tensor, torch.Size]:
-        """Batch dimensions as they are left of the data, and dense tensors without equal copies along them."""
-        event_dim = self._slots[name].initial.dim()
-        if value.shape[value.dim() - event_dim - 1] == 1:
-            value = value.squeeze(value.dim() - event_dim - 1)
-        batch = value.shape[: value.dim() - event_dim]
-        return (value if isinstance(value, MaskedWeight) else drop_equal(value, event_dim)), batch
-
     def _must_map(self, name: str, values: dict[str, Tensor]) -> bool:
         """Whether a value is dense with batch dimensions, and not the bias that a masked layer adds itself."""
         slot, value = self._slots[name], values[name]
-        if isinstance(value, MaskedWeight) or value.dim() == slot.initial.dim():
+        if isinstance(value, MaskedWeight) or value.dim() == slot.event_dim:
             return False
         weight = values.get(name.removesuffix("bias") + "weight")
         layer, attribute = slot.owners[0]
@@ -136,6 +129,8 @@ class BayesianModule(PyroModule):
     def _merge_batch(
         self, values: dict[str, Tensor], plates: torch.Size, event_dims: Sequence[int], args: Any, kwargs: Any
     ) -> Any:
+        if not event_dims:
+            return self._run(values, args, kwargs)
         batches = [a.shape[: a.dim() - e] for a, e in zip(args, event_dims, strict=False) if isinstance(a, Tensor)]
         try:
             lead = torch.broadcast_shapes(plates + (1,) if plates else plates, *batches)
@@ -214,6 +209,10 @@ class _Slot:
     units: MaskedUnits | None
 
     @property
+    def event_dim(self) -> int:
+        return self.prior.event_dim
+
+    @property
     def initial(self) -> Tensor:
         layer, attribute = self.owners[0]
         return layer._buffers[attribute]  # type: ignore[return-value]
@@ -223,6 +222,14 @@ class _Slot:
             layer._buffers[attribute] = value
             if isinstance(layer, nn.RNNBase):
                 layer._flat_weights[layer._flat_weights_names.index(attribute)] = value
+
+
+def _drop_place_of_data(value: Tensor, event_dim: int) -> tuple[Tensor, torch.Size]:
+    """Batch dimensions as they are left of the data, and dense tensors without equal copies along them."""
+    if value.shape[-event_dim - 1] == 1:
+        value = value.squeeze(value.dim() - event_dim - 1)
+    batch = value.shape[: value.dim() - event_dim]
+    return (value if isinstance(value, MaskedWeight) else drop_equal(value, event_dim)), batch
 
 
 def _make_slots(net: nn.Module, prior: Any) -> dict[str, _Slot]:
@@ -258,14 +265,18 @@ def _full_prior(name: str, parameter: Tensor, prior: Any) -> Any:
     if not hasattr(prior, "to_event"):
         raise TypeError(f"the prior of {name!r} must be a Pyro distribution, but found {type(prior).__name__}")
     prior = _move(prior, parameter)
+    if prior.support is constraints.real:
+        prior.__dict__["_validate_args"] = False  # any value is in its support: nothing to check at every step
     if not prior.event_shape:
         try:
-            return prior.expand(shape).to_event(len(shape))
+            full = prior.expand(shape).to_event(len(shape))
         except RuntimeError as error:
             raise ValueError(
                 f"the prior of {name!r} has batch shape {tuple(prior.batch_shape)}, which does not expand to the "
                 f"parameter's shape {tuple(shape)}"
             ) from error
+        full.__dict__["_validate_args"] = prior.__dict__.get("_validate_args", full._validate_args)
+        return full
     if prior.batch_shape or prior.event_shape != shape:
         raise ValueError(
             f"the prior of {name!r} has shape {tuple(prior.shape())}, but the parameter has shape {tuple(shape)}"

@@ -111,6 +111,8 @@ class MaskedWeight(torch.Tensor):
     units: MaskedUnits
     site: str
     lead: tuple[int, ...]
+    batch_shape: torch.Size
+    event_shape: torch.Size
 
     @staticmethod
     def __new__(
@@ -139,18 +141,10 @@ class MaskedWeight(torch.Tensor):
         else:
             batch = mask_batch
         # One element, expanded: shape, dtype and device are a tensor's own, and no memory holds the product.
-        with torch._C.DisableTorchFunctionSubclass():
-            self = loc.detach().new_empty(()).expand(batch + event).as_subclass(cls)
+        self = loc.new_empty(()).expand(batch + event).as_subclass(cls)
         self.loc, self.mask, self.keep, self.units, self.site, self.lead = loc, mask, keep, units, site, lead
+        self.batch_shape, self.event_shape = batch, event
         return self
-
-    @property
-    def batch_shape(self) -> torch.Size:
-        return self.shape[: self.dim() - self.units.event_dim]
-
-    @property
-    def event_shape(self) -> torch.Size:
-        return self.shape[self.dim() - self.units.event_dim :]
 
     @property  # type: ignore[override]
     def requires_grad(self) -> bool:
@@ -231,8 +225,9 @@ class MaskedWeight(torch.Tensor):
         if func in _METADATA:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
-        if func in _STRUCTURED:
-            result = _STRUCTURED[func](*args, **kwargs)
+        structured = _STRUCTURED.get(func)
+        if structured is not None:
+            result = structured(*args, **kwargs)
             if result is not NotImplemented:
                 return result
         name = getattr(func, "__name__", "")
