@@ -5,7 +5,6 @@ First in the chain weight → distributions → guides → losses.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -320,8 +319,10 @@ def _map_batch(weight: MaskedWeight, operate: Callable[[Tensor, int], Tensor]) -
     batch = weight.batch_shape
 
     def each(t: Tensor, event_dim: int) -> Tensor:
+        if t.dim() == event_dim:
+            return t  # the very tensor: stacking recognises it
         event = t.shape[t.dim() - event_dim :]
-        if math.prod(t.shape[: t.dim() - event_dim]) == 1:
+        if t.numel() == event.numel():
             return t.reshape(event)
         return operate(t.expand(batch + event), event_dim)
 
