@@ -1,5 +1,6 @@
 """Dropout as an inference method in Pyro."""
 
+from pyro_dropout.arviz import from_pyro_svi
 from pyro_dropout.guides import AutoBernoulliDropout, AutoConcreteDropout
 from pyro_dropout.losses import TraceDropout_ELBO
 from pyro_dropout.module import BayesianModule, init_to_module
@@ -9,5 +10,6 @@ __all__ = [
     "AutoConcreteDropout",
     "BayesianModule",
     "TraceDropout_ELBO",
+    "from_pyro_svi",
     "init_to_module",
 ]

@@ -171,7 +171,11 @@ class TraceDropout_ELBO(ELBO):
 
 
 def _sample_sites(trace: Any) -> dict[str, Any]:
-    return {n: s for n, s in trace.nodes.items() if s["type"] == "sample" and not site_is_subsample(s)}
+    return {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("_deterministic")
+    }
 
 
 def _sum(term: Tensor, site: Any) -> Tensor:

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.utils._pytree import tree_map
 
-from pyro_dropout.weight import MaskedUnits, MaskedWeight, drop_equal
+from pyro_dropout.weight import DatumMask, MaskedUnits, MaskedWeight, drop_equal
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
+_ROWS = 8192  # of activations at once, where no gradient is taken: small enough for caches, large enough for matrix products
 
 
 class BayesianModule(PyroModule):
@@ -83,9 +84,11 @@ class BayesianModule(PyroModule):
                 values[name], batch = _drop_place_of_data(values[name], slot.event_dim)
                 plates = torch.broadcast_shapes(plates, batch)
         event_dims = self._event_dims(args, plates)
-        if plates and any(self._must_map(name, values) for name in values):
-            return self._map_over_weights(values, plates, event_dims, args, kwargs)
-        return self._merge_batch(values, plates, event_dims, args, kwargs)
+        mapped = plates and any(self._must_map(name, values) for name in values)
+        run = self._map_over_weights if mapped else self._merge_batch
+        if plates and self._in_slices(values, plates, event_dims, args):
+            return self._run_slices(run, values, plates, event_dims, args, kwargs)
+        return run(values, plates, event_dims, args, kwargs)
 
     def _sample(self, name: str, slot: _Slot) -> Tensor:
         fullname = self._pyro_get_fullname(name)
@@ -186,6 +189,38 @@ class BayesianModule(PyroModule):
         else:
             out = torch.vmap(run, randomness="different")(own, data)
         return tree_map(lambda t: t.unflatten(0, plates) if isinstance(t, Tensor) else t, out)
+
+    def _in_slices(self, values: dict[str, Tensor], plates: torch.Size, event_dims: Sequence[int], args: Any) -> bool:
+        """Draws need not be in memory at once where no gradient is taken and none looks at the others."""
+        return (
+            not torch.is_grad_enabled()
+            and plates.numel() * self._data_rows(event_dims, args) > _ROWS
+            and not any(isinstance(v, MaskedWeight) and isinstance(v.mask, DatumMask) for v in values.values())
+            and not any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in self.net.modules())
+        )
+
+    def _data_rows(self, event_dims: Sequence[int], args: Any) -> int:
+        batches = [a.shape[: a.dim() - e] for a, e in zip(args, event_dims, strict=False) if isinstance(a, Tensor)]
+        return max((batch[-1] for batch in batches if batch), default=1)
+
+    def _run_slices(
+        self, run: Any, values: dict[str, Tensor], plates: torch.Size, event_dims: Sequence[int], args: Any, kwargs: Any
+    ) -> Any:
+        """Slices of the first plate, with about ``_ROWS`` rows of activations each."""
+        size = max(1, _ROWS * plates[0] // (plates.numel() * self._data_rows(event_dims, args)))
+        outs = []
+        for start in range(0, plates[0], size):
+            part = slice(start, min(start + size, plates[0]))
+
+            def cut(t: Any, event_dim: int, part: slice = part) -> Any:
+                whole = isinstance(t, Tensor) and len(t.shape) == event_dim + len(plates) and t.shape[0] == plates[0]
+                return t[part] if whole else t
+
+            cut_values = {n: cut(v, self._slots[n].event_dim) for n, v in values.items()}
+            cut_args = [cut(a, e + 1) for a, e in zip(args, event_dims, strict=True)]
+            cut_plates = torch.Size((part.stop - part.start, *plates[1:]))
+            outs.append(run(cut_values, cut_plates, event_dims, cut_args, kwargs))
+        return tree_map(lambda *parts: torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0], *outs)
 
     def _run(self, values: dict[str, Tensor], args: Any, kwargs: Any) -> Any:
         # Reading self.net makes Pyro register its parameters: wanted where some are learnable, slow where none are.
