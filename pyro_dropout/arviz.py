@@ -14,6 +14,7 @@ from pyro.infer import SVI
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
+from pyro_dropout.guides import DropoutGuide
 from pyro_dropout.weight import MaskedWeight
 
 
@@ -140,13 +141,15 @@ def _from_trace(model_trace: Any, guide_trace: Any, nesting: int, num_samples: i
     draws = _Draws()
     for name, site in _sites(model_trace):
         fn, value = site["fn"], site["value"]
-        frames = sorted((f for f in site["cond_indep_stack"] if f.vectorized and f.name != "_draws"), key=lambda f: f.dim)
+        frames = sorted(
+            (f for f in site["cond_indep_stack"] if f.vectorized and f.name != "_draws"), key=lambda f: f.dim
+        )
         draws.dims[name] = [f.name for f in frames]
 
         def own(t: Tensor, event_dim: int, frames: Any = frames) -> Tensor:
             """``[draws, *own plates, *event]`` from a batch shape with a place for every plate."""
-            batch, event = t.shape[: t.dim() - event_dim], t.shape[t.dim() - event_dim :]
-            batch = (1,) * (nesting + 1 - len(batch)) + tuple(batch)
+            event = t.shape[t.dim() - event_dim :]
+            batch = (1,) * (nesting + 1 + event_dim - t.dim()) + tuple(t.shape[: t.dim() - event_dim])
             kept = tuple(batch[f.dim] for f in frames)
             lead = (num_samples,) if num_samples else ()
             return t.reshape(*batch[: len(lead)], *kept, *event).expand(*lead, *kept, *event)
@@ -164,7 +167,9 @@ def _from_trace(model_trace: Any, guide_trace: Any, nesting: int, num_samples: i
 
 
 def _max_plate_nesting(model: Callable, args: Any, kwargs: Any) -> int:
-    frames = [f for _, site in _sites(poutine.trace(model).get_trace(*args, **kwargs)) for f in site["cond_indep_stack"]]
+    frames = [
+        f for _, site in _sites(poutine.trace(model).get_trace(*args, **kwargs)) for f in site["cond_indep_stack"]
+    ]
     return max((-f.dim for f in frames if f.vectorized), default=0)
 
 
@@ -181,7 +186,7 @@ def _observed(model: Callable, args: Any, kwargs: Any) -> dict[str, Tensor]:
 def _rates(guide: Any, num_samples: int) -> dict[str, Tensor]:
     """Rates of every dropout guide inside this one, the same for each draw."""
     parts = guide.modules() if isinstance(guide, nn.Module) else ()
-    rates = {f"{n}.rate": r for part in parts if hasattr(part, "rates") for n, r in part.rates().items()}
+    rates = {f"{n}.rate": r for part in parts if isinstance(part, DropoutGuide) for n, r in part.rates().items()}
     return {name: rate.expand(num_samples, *rate.shape) for name, rate in rates.items()}
 
 

@@ -6,7 +6,7 @@ Second in the chain weight → distributions → guides → losses.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -22,7 +22,7 @@ from pyro_dropout.weight import MaskedUnits, MaskedWeight
 class _Mask(TorchDistribution):
     """A mask over the units of a weight: independent entries, ``units`` the one event dimension."""
 
-    arg_constraints = {}  # noqa: RUF012  (checked in __init__, which knows the site's conventions)
+    arg_constraints: ClassVar[dict[str, Any]] = {}  # __init__ checks, and says what a rate is
 
     def __init__(
         self, rate: Any = None, *, logits: Tensor | None = None, units: int, validate_args: bool = True
@@ -35,11 +35,11 @@ class _Mask(TorchDistribution):
             raise ValueError(
                 f"a mask over {units} units takes one rate or {units}, but found shape {tuple(given.shape)}"
             )
+        self._logits = logits if logits is None else given
         if logits is None:
             if validate_args and not ((given >= 0) & (given < 1)).all():
                 raise ValueError(f"rate is the probability of dropping a unit and lies in [0, 1), but found {rate}")
             self.rate, self.keep = given, 1 - given
-        self._logits = None if logits is None else given
         self.units = units
         super().__init__(given.shape[:-1], torch.Size((units,)), validate_args=False)
 
@@ -50,12 +50,12 @@ class _Mask(TorchDistribution):
     @lazy_property
     def rate(self) -> Tensor:
         """Probability of dropping, ``[*batch, 1]`` or ``[*batch, units]``."""
-        return torch.sigmoid(-self._logits)
+        return torch.sigmoid(-self._given)
 
     @lazy_property
     def keep(self) -> Tensor:
         """Probability of keeping, ``1 - rate``."""
-        return torch.sigmoid(self._logits)
+        return torch.sigmoid(self._given)
 
     @property
     def logits(self) -> Tensor:
@@ -107,7 +107,7 @@ class BernoulliMask(_Mask):
     support = constraints.independent(constraints.boolean, 1)
 
     @property
-    def has_rsample(self) -> bool:  # type: ignore[override]
+    def has_rsample(self) -> bool:
         return not self._given.requires_grad
 
     @has_rsample.setter
@@ -211,7 +211,7 @@ class MaskedDelta(TorchDistribution):
         True
     """
 
-    arg_constraints = {}  # noqa: RUF012
+    arg_constraints: ClassVar[dict[str, Any]] = {}
     has_rsample = True
 
     def __init__(self, weight: MaskedWeight, relaxed: bool = False) -> None:
@@ -219,11 +219,12 @@ class MaskedDelta(TorchDistribution):
         super().__init__(weight.batch_shape, weight.event_shape, validate_args=False)
 
     @property
-    def support(self) -> Any:  # type: ignore[override]
+    def support(self) -> Any:
         return constraints.independent(constraints.real, len(self.event_shape))
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> MaskedDelta:
-        return MaskedDelta(self.weight.expand(*batch_shape, *self.event_shape), self.relaxed)
+        weight: Any = self.weight.expand(*batch_shape, *self.event_shape)
+        return MaskedDelta(weight, self.relaxed)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         return self.weight.expand(*sample_shape, *self.weight.shape)

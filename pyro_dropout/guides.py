@@ -14,11 +14,11 @@ import pyro
 import pyro.poutine as poutine
 import torch
 from pyro.distributions import constraints
-from pyro.ops.tensor_utils import periodic_repeat
 from pyro.infer.autoguide import AutoDelta, AutoGuide, AutoGuideList
 from pyro.infer.autoguide.guides import AutoCallable
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.nn.module import PyroModule, PyroParam
+from pyro.ops.tensor_utils import periodic_repeat
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
@@ -27,7 +27,7 @@ from pyro_dropout.module import init_to_module
 from pyro_dropout.weight import MaskedUnits, MaskedWeight
 
 
-class _AutoDropout(AutoGuide):
+class DropoutGuide(AutoGuide):
     """What the dropout guides share; a subclass says where a site's rate is kept and what its mask is."""
 
     relaxed = False
@@ -196,7 +196,7 @@ class _AutoDropout(AutoGuide):
             state.update(_rate=None, _make_rest=None)
         return state
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _AutoDropout:
+    def __deepcopy__(self, memo: dict[int, Any]) -> DropoutGuide:
         new = object.__new__(type(self))
         new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         new._model = self._model
@@ -240,7 +240,7 @@ class _AutoDropout(AutoGuide):
                 store._param_to_name[value] = fullname
 
 
-class AutoBernoulliDropout(_AutoDropout):
+class AutoBernoulliDropout(DropoutGuide):
     r"""Dropout at fixed rates as a posterior (MC section 3):
 
     .. math:: W = \mathrm{loc} \cdot \mathrm{diag}(z) / (1 - \mathrm{rate}), \quad
@@ -282,7 +282,7 @@ class AutoBernoulliDropout(_AutoDropout):
         return BernoulliMask(_read(self, "rate_buffers." + name), units=units, validate_args=False)
 
 
-class AutoConcreteDropout(_AutoDropout):
+class AutoConcreteDropout(DropoutGuide):
     r"""Dropout with learned rates, through relaxed masks (CD):
 
     .. math:: W = \mathrm{loc} \cdot \mathrm{diag}(z) / (1 - \mathrm{rate}), \quad

@@ -161,7 +161,9 @@ class TraceDropout_ELBO(ELBO):
             if site["is_observed"]:
                 gains.append(_log_prob_sum(model_trace, name, self.max_plate_nesting))
             elif name not in guide_sites:
-                raise ValueError(f"latent site {name!r} of the model is not in the guide: the loss needs a guide for it")
+                raise ValueError(
+                    f"latent site {name!r} of the model is not in the guide: the loss needs a guide for it"
+                )
             else:
                 terms.append(_sum(_kl(guide_sites[name], site), guide_sites[name]))
         for name, site in guide_sites.items():

@@ -22,7 +22,7 @@ from pyro_dropout.weight import DatumMask, MaskedUnits, MaskedWeight, drop_equal
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
-_ROWS = 8192  # of activations at once, where no gradient is taken: small enough for caches, large enough for matrix products
+_ROWS = 8192  # of activations at once where no gradient is taken: few for caches, many for matrix products
 
 
 class BayesianModule(PyroModule):
@@ -229,7 +229,7 @@ class BayesianModule(PyroModule):
         try:
             for name, slot in self._slots.items():
                 slot.put(values[name])
-            return net(*args, **kwargs)  # type: ignore[misc]
+            return net(*args, **kwargs)
         finally:
             for name, slot in self._slots.items():
                 slot.put(initial[name])

@@ -145,8 +145,8 @@ class MaskedWeight(torch.Tensor):
         self.batch_shape, self.event_shape = batch, event
         return self
 
-    @property  # type: ignore[override]
-    def requires_grad(self) -> bool:
+    @property
+    def requires_grad(self) -> bool:  # type: ignore[override]
         drawn = isinstance(self.mask, Tensor) and self.mask.requires_grad
         return self.loc.requires_grad or drawn or self.keep.requires_grad
 
@@ -210,7 +210,7 @@ class MaskedWeight(torch.Tensor):
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"MaskedWeight({self.site!r}, shape={tuple(self.shape)}, loc={self.loc!r}, mask={self.mask!r})"
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> MaskedWeight:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         return self.clone()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -437,7 +437,7 @@ def _each_tensor(method: Callable) -> Callable:
     return call
 
 
-_STRUCTURED: dict[Callable, Callable] = {
+_STRUCTURED: dict[Any, Callable] = {
     F.linear: _linear,
     torch.conv1d: _convolution(torch.conv1d, 1, dim=1),
     torch.conv2d: _convolution(torch.conv2d, 2, dim=1),

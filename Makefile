@@ -1,0 +1,35 @@
+# make demo and make test set themselves up; a second run finds .venv as it is.
+PYTHON ?= python3.11
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test test-all lint format bench clean
+
+demo: $(READY)  ## the quickstart: fit, table, pictures in outputs/
+	$(BIN)/python -m examples.quickstart
+
+test: $(READY)  ## what CI runs
+	$(BIN)/python -m pytest
+
+test-all: $(READY)  ## with the slow checks
+	$(BIN)/python -m pytest -m ""
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  ## ratios against hand-written PyTorch and stock Pyro, one table
+	$(BIN)/python -m tests.benchmarks
+
+clean:
+	rm -rf .venv outputs build *.egg-info
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[examples,test]"
+	touch $(READY)

@@ -1,0 +1,1 @@
+"""Networks and Pyro models of the papers; examples and tests share them."""

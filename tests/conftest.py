@@ -1,0 +1,13 @@
+"""Every test starts from the same seed and an empty parameter store."""
+
+import pyro
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _clean_pyro():
+    pyro.set_rng_seed(0)
+    pyro.clear_param_store()
+    yield
+    pyro.clear_param_store()
+    pyro.settings.set(module_local_params=False)
