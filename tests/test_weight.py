@@ -259,23 +259,29 @@ def test_an_input_of_the_wrong_size_names_the_site_and_both_sizes():
         F.linear(randn(5, 2), MaskedWeight(randn(4, 3), bits(3), KEEP, site="net.0.weight"))
 
 
-@pytest.mark.parametrize("layer", ["lstm", "attention", "embedding"])
-def test_one_mask_per_datum_is_refused_where_no_input_can_be_masked(layer):
-    def weight(*shape):
-        mask = DatumMask(BernoulliMask(0.4, units=shape[1]))
-        return MaskedWeight(torch.randn(*shape), mask, torch.tensor([0.6]), site="rnn.weight")
+def per_datum(*shape):
+    mask = DatumMask(BernoulliMask(0.4, units=shape[1]))
+    return MaskedWeight(torch.randn(*shape), mask, torch.tensor([0.6]), site="rnn.weight")
 
-    x = torch.randn(2, 5, 4)
+
+H = torch.zeros(1, 2, 3)
+X = torch.zeros(2, 5, 4)
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda: torch.lstm(X, (H, H), [per_datum(12, 4), per_datum(12, 3)], False, 1, 0.0, False, False, True),
+        lambda: F.multi_head_attention_forward(
+            X, X, X, 4, 2, per_datum(12, 4), None, None, None, False, 0.0, torch.randn(4, 4), None
+        ),
+        lambda: F.embedding(torch.tensor([1]), per_datum(3, 4)),
+    ],
+    ids=["recurrent", "fused attention", "embedding"],
+)
+def test_one_mask_per_datum_is_refused_where_no_input_can_be_masked(operation):
     with pytest.raises(NotImplementedError, match=r"'rnn.weight' has one mask per datum.*masks=\"draw\""):
-        if layer == "lstm":
-            h = torch.zeros(1, 2, 3)
-            torch.lstm(x, (h, h), [weight(12, 4), weight(12, 3)], False, 1, 0.0, False, False, True)
-        elif layer == "attention":
-            F.multi_head_attention_forward(
-                x, x, x, 4, 2, weight(12, 4), None, None, None, False, 0.0, torch.randn(4, 4), None
-            )
-        else:
-            F.embedding(torch.tensor([1]), weight(3, 4))
+        operation()
 
 
 def test_relaxed_masks_per_datum():
