@@ -101,7 +101,7 @@ class TraceDropout_ELBO(ELBO):
         self.masks = masks
         super().__init__(
             num_particles=num_particles,
-            vectorize_particles=vectorize_particles,
+            vectorize_particles=vectorize_particles and num_particles > 1,  # one needs no plate, nor its depth
             max_plate_nesting=max_plate_nesting,
             retain_graph=retain_graph,
         )
@@ -134,7 +134,7 @@ class TraceDropout_ELBO(ELBO):
             for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
                 loss = self._negative_elbo(model_trace, guide_trace) / self.num_particles
                 if not bool(torch.isfinite(loss)):
-                    raise ValueError(f"the loss is {torch_item(loss)}")
+                    raise ValueError(f"the loss is {torch_item(loss)}; parameters were not changed")
                 yield loss, _parameters(model_trace, guide_trace)
         except ValueError as error:
             culprit = _find_nonfinite(model, guide, args, kwargs)
@@ -247,7 +247,10 @@ def _check_gradients(parameters: dict[str, Tensor]) -> None:
     broken = [n for n, p in parameters.items() if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
     for parameter in parameters.values():
         parameter.grad = None  # or the next step would add to them
-    raise ValueError(f"the gradient of {', '.join(broken)} is not finite")
+    raise ValueError(
+        f"the loss is finite, but the gradient of {', '.join(broken)} is not (infinite input, or a function without a "
+        "slope where it was evaluated); parameters were not changed"
+    )
 
 
 def _find_nonfinite(model: Any, guide: Any, args: Any, kwargs: Any) -> str | None:

@@ -156,15 +156,14 @@ def test_density_of_a_drawn_relaxed_mask_survives_rounding_to_zero_and_one(dtype
     if dtype == torch.float32:
         assert ((z == 0) | (z == 1)).float().mean() > 0.2
 
+    def log_logistic(noise):
+        return -abs(noise) - 2 * math.log1p(math.exp(-abs(noise)))
+
     def log_density(noise):
         y = (a + noise) / t
-        log_logistic = (
-            -noise - 2 * math.log1p(math.exp(-noise)) if noise > 0 else noise - 2 * math.log1p(math.exp(noise))
-        )
-        return math.log(t) + log_logistic + max(y, 0) + max(-y, 0) + 2 * math.log1p(math.exp(-abs(y)))
+        return math.log(t) + log_logistic(noise) + abs(y) + 2 * math.log1p(math.exp(-abs(y)))
 
-    logistic = lambda n: math.exp(-abs(n)) / (1 + math.exp(-abs(n))) ** 2
-    exact, _ = integrate.quad(lambda n: logistic(n) * log_density(n), -40, 40, points=[-a], limit=400)
+    exact, _ = integrate.quad(lambda n: math.exp(log_logistic(n)) * log_density(n), -40, 40, points=[-a], limit=400)
     assert_same_mean(mask.log_prob(z).double(), torch.tensor(exact, dtype=F64))
 
 
