@@ -22,6 +22,7 @@ from pyro_dropout.weight import DatumMask, MaskedUnits, MaskedWeight, drop_equal
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
+_WITHOUT_VMAP = (nn.RNNBase, nn.MultiheadAttention)  # fused kernels without batching rules
 _ROWS = 8192  # of activations at once where no gradient is taken: few for caches, many for matrix products
 
 
@@ -34,8 +35,9 @@ class BayesianModule(PyroModule):
 
     Sampled weights may have batch dimensions: particles, posterior draws, a ``pyro.plate`` at dim -2 or further
     left around the call. The network then sees one leading batch dimension, and its output is split again
-    (BatchApply in Haiku and Sonnet), so that convolution, pooling and recurrent layers work. Dense weights that
-    differ along these dimensions (``AutoNormal``) go through :func:`torch.vmap`.
+    (BatchApply in Haiku and Sonnet), so that convolution and pooling work. Dense weights that
+    differ along these dimensions (``AutoNormal``) go through :func:`torch.vmap`, recurrent and attention layers
+    one draw after the other.
 
     :param net: any :class:`torch.nn.Module`; the first dimension of its inputs and outputs is the batch.
     :param prior: a distribution over one weight, expanded to each parameter's shape, or a function of name and
@@ -100,14 +102,17 @@ class BayesianModule(PyroModule):
         return value
 
     def _must_map(self, name: str, values: dict[str, Tensor]) -> bool:
-        """Whether a value is dense with batch dimensions, and not the bias that a masked layer adds itself."""
+        """Whether a value has batch dimensions that its layer cannot take with the batch of the data.
+
+        Linear layers and convolutions with a masked weight can, with their bias; nothing else can.
+        """
         slot, value = self._slots[name], values[name]
-        if isinstance(value, MaskedWeight) or value.dim() == slot.event_dim:
+        if len(value.shape) == slot.event_dim:
             return False
-        weight = values.get(name.removesuffix("bias") + "weight")
         layer, attribute = slot.owners[0]
-        linear = isinstance(layer, (nn.Linear, *_CONVOLUTIONS))
-        return not (linear and attribute == "bias" and isinstance(weight, MaskedWeight))
+        weight = value if attribute == "weight" else values.get(name.removesuffix("bias") + "weight")
+        masks_input = isinstance(layer, (nn.Linear, *_CONVOLUTIONS)) and attribute in ("weight", "bias")
+        return not (masks_input and isinstance(weight, MaskedWeight))
 
     def _event_dims(self, args: Any, plates: torch.Size) -> Sequence[int]:
         """Event dimensions of each input; empty where none are known and none are needed."""
@@ -166,11 +171,13 @@ class BayesianModule(PyroModule):
     def _map_over_weights(
         self, values: dict[str, Tensor], plates: torch.Size, event_dims: Sequence[int], args: Any, kwargs: Any
     ) -> Any:
-        """One network per entry of the plates: all at once by ``vmap``, or in turn where weights are masked too."""
+        """One network per entry of the plates: all at once by ``vmap``, or in turn where it cannot."""
         own, data = {}, {}
         for name, value in values.items():
             event = self._slots[name].initial.shape
-            if value.dim() > len(event):
+            if len(value.shape) > len(event) + len(plates):
+                value = value.squeeze(len(plates))  # the place of the data, where masks are not drawn yet
+            if len(value.shape) > len(event):
                 own[name] = value.expand(*plates, *event).reshape(-1, *event)
         for i, (a, event_dim) in enumerate(zip(args, event_dims, strict=True)):
             if isinstance(a, Tensor) and a.dim() > event_dim + 1:
@@ -180,7 +187,8 @@ class BayesianModule(PyroModule):
         def run(own: dict[str, Tensor], data: dict[int, Tensor]) -> Any:
             return self._run({**values, **own}, [data.get(i, a) for i, a in enumerate(args)], kwargs)
 
-        if any(isinstance(v, MaskedWeight) for v in own.values()):
+        in_turn = any(isinstance(v, MaskedWeight) for v in own.values())
+        if in_turn or any(isinstance(layer, _WITHOUT_VMAP) for layer in self.net.modules()):
             outs = [
                 run({name: v[k] for name, v in own.items()}, {i: a[k] for i, a in data.items()})
                 for k in range(plates.numel())
@@ -261,9 +269,11 @@ class _Slot:
 
 def _drop_place_of_data(value: Tensor, event_dim: int) -> tuple[Tensor, torch.Size]:
     """Batch dimensions as they are left of the data, and dense tensors without equal copies along them."""
-    if value.shape[-event_dim - 1] == 1:
-        value = value.squeeze(value.dim() - event_dim - 1)
     batch = value.shape[: value.dim() - event_dim]
+    if isinstance(value, MaskedWeight) and isinstance(value.mask, DatumMask):
+        return value, batch[:-1] if batch[-1] == 1 else batch  # this very mask, for the next call to find
+    if batch[-1] == 1:
+        value, batch = value.squeeze(len(batch) - 1), batch[:-1]
     return (value if isinstance(value, MaskedWeight) else drop_equal(value, event_dim)), batch
 
 
