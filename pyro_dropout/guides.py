@@ -64,6 +64,10 @@ class DropoutGuide(AutoGuide):
         for child in list(self._modules):
             setattr(self, child, PyroModule())
         super()._setup_prototype(*args, **kwargs)
+        unknown = _without_parameters(self.prototype_trace, loaded)
+        if unknown:  # data that this first call, a prediction, does not observe
+            self._model = (poutine.block(self.model, hide=unknown),)
+            super()._setup_prototype(*args, **kwargs)
         sites = dict(self.prototype_trace.iter_stochastic_nodes())
         weights = {name: site for name, site in sites.items() if _is_weight(site)}
         if not weights:
@@ -112,8 +116,7 @@ class DropoutGuide(AutoGuide):
 
     def _set_parameter(self, root: PyroModule, name: str, value: Tensor, event_dim: int) -> None:
         leaf, attribute = _leaf(root, name)
-        in_plate = value.dim() > event_dim  # only there Pyro needs to know which dimensions are the plate's
-        setattr(leaf, attribute, PyroParam(value, constraints.real, event_dim) if in_plate else nn.Parameter(value))
+        setattr(leaf, attribute, PyroParam(value, constraints.real, event_dim))
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Samples every latent site of the model, given the same arguments; weights are masked weights."""
@@ -352,6 +355,14 @@ def _is_weight(msg: Any) -> bool:
     )
 
 
+def _without_parameters(trace: Any, loaded: Mapping[str, Any]) -> list[str]:
+    """Latents other than weights that a loaded state says nothing of, where it names the others."""
+    paths = ["." + name.removesuffix("_unconstrained") for name in loaded if name.startswith("rest.")]
+    latents = [name for name, site in trace.iter_stochastic_nodes() if not _is_weight(site)]
+    unknown = [name for name in latents if not any(path.endswith("." + name) for path in paths)]
+    return unknown if loaded and len(unknown) < len(latents) else []
+
+
 def _resolve_rates(rate: Any, names: list[str]) -> dict[str, Any]:
     if isinstance(rate, Mapping):
         unknown, missing = sorted(rate.keys() - set(names)), sorted(set(names) - rate.keys())
@@ -380,4 +391,5 @@ def _read(root: nn.Module, name: str) -> Any:
         if part not in root._modules:
             return None
         root = root._modules[part]  # type: ignore[assignment]
-    return getattr(root, attribute, None)
+    value = getattr(root, attribute, None)
+    return root._parameters.get(attribute + "_unconstrained") if value is None else value  # loaded, not set up yet

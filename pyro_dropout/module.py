@@ -83,8 +83,9 @@ class BayesianModule(PyroModule):
         plates = torch.Size()
         for name, slot in self._slots.items():
             if len(values[name].shape) > slot.event_dim:
-                values[name], batch = _drop_place_of_data(values[name], slot.event_dim)
-                plates = torch.broadcast_shapes(plates, batch)
+                plates = torch.broadcast_shapes(plates, values[name].shape[: -slot.event_dim])
+        if plates:
+            plates = _add_place_of_data(values, plates, {n: slot.event_dim for n, slot in self._slots.items()})
         event_dims = self._event_dims(args, plates)
         mapped = plates and any(self._must_map(name, values) for name in values)
         run = self._map_over_weights if mapped else self._merge_batch
@@ -141,7 +142,7 @@ class BayesianModule(PyroModule):
             return self._run(values, args, kwargs)
         batches = [a.shape[: a.dim() - e] for a, e in zip(args, event_dims, strict=False) if isinstance(a, Tensor)]
         try:
-            lead = torch.broadcast_shapes(plates + (1,) if plates else plates, *batches)
+            lead = torch.broadcast_shapes(plates, *batches)
         except RuntimeError as error:
             raise ValueError(
                 f"weights of batch shape {tuple(plates)} do not broadcast with inputs of batch shape "
@@ -172,13 +173,13 @@ class BayesianModule(PyroModule):
         self, values: dict[str, Tensor], plates: torch.Size, event_dims: Sequence[int], args: Any, kwargs: Any
     ) -> Any:
         """One network per entry of the plates: all at once by ``vmap``, or in turn where it cannot."""
+        plates = plates[:-1]
         own, data = {}, {}
         for name, value in values.items():
             event = self._slots[name].initial.shape
-            if len(value.shape) > len(event) + len(plates):
-                value = value.squeeze(len(plates))  # the place of the data, where masks are not drawn yet
-            if len(value.shape) > len(event):
-                own[name] = value.expand(*plates, *event).reshape(-1, *event)
+            batch = len(value.shape) - len(event)
+            if batch:
+                own[name] = value.squeeze(batch - 1).expand(*plates, *event).reshape(-1, *event)
         for i, (a, event_dim) in enumerate(zip(args, event_dims, strict=True)):
             if isinstance(a, Tensor) and a.dim() > event_dim + 1:
                 datum = a.shape[a.dim() - event_dim - 1 :]
@@ -225,7 +226,7 @@ class BayesianModule(PyroModule):
                 return t[part] if whole else t
 
             cut_values = {n: cut(v, self._slots[n].event_dim) for n, v in values.items()}
-            cut_args = [cut(a, e + 1) for a, e in zip(args, event_dims, strict=True)]
+            cut_args = [cut(a, e) for a, e in zip(args, event_dims, strict=True)]
             cut_plates = torch.Size((part.stop - part.start, *plates[1:]))
             outs.append(run(cut_values, cut_plates, event_dims, cut_args, kwargs))
         return tree_map(lambda *parts: torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0], *outs)
@@ -267,14 +268,15 @@ class _Slot:
                 layer._flat_weights[layer._flat_weights_names.index(attribute)] = value
 
 
-def _drop_place_of_data(value: Tensor, event_dim: int) -> tuple[Tensor, torch.Size]:
-    """Batch dimensions as they are left of the data, and dense tensors without equal copies along them."""
-    batch = value.shape[: value.dim() - event_dim]
-    if isinstance(value, MaskedWeight) and isinstance(value.mask, DatumMask):
-        return value, batch[:-1] if batch[-1] == 1 else batch  # this very mask, for the next call to find
-    if batch[-1] == 1:
-        value, batch = value.squeeze(len(batch) - 1), batch[:-1]
-    return (value if isinstance(value, MaskedWeight) else drop_equal(value, event_dim)), batch
+def _add_place_of_data(values: dict[str, Tensor], plates: torch.Size, event_dims: dict[str, int]) -> torch.Size:
+    """Gives all batch shapes a last dimension of size 1, where the data are; drops equal copies of dense values."""
+    missing = plates[-1] != 1  # stock Predictive leaves it out
+    for name, value in values.items():
+        own = len(value.shape) - event_dims[name]
+        if own and missing:
+            value = value.unsqueeze(own)
+        values[name] = value if isinstance(value, MaskedWeight) else drop_equal(value, event_dims[name])
+    return plates + (1,) if missing else plates
 
 
 def _make_slots(net: nn.Module, prior: Any) -> dict[str, _Slot]:

@@ -62,11 +62,12 @@ class DatumMask:
     A layer that is called twice with batches of one shape uses one mask.
 
     :param distribution: the mask distribution; its batch shape is that of the plates around the weight.
+    :param draws: masks that were drawn before, by batch shape.
     """
 
-    def __init__(self, distribution: DrawsMasks) -> None:
+    def __init__(self, distribution: DrawsMasks, draws: dict[tuple[int, ...], Tensor] | None = None) -> None:
         self.distribution = distribution
-        self.draws: dict[tuple[int, ...], Tensor] = {}
+        self.draws = {} if draws is None else draws
 
     def draw(self, batch_shape: tuple[int, ...]) -> Tensor:
         """The mask of shape ``[*batch_shape, units]``."""
@@ -331,7 +332,8 @@ def _map_batch(weight: MaskedWeight, operate: Callable[[Tensor, int], Tensor]) -
         mask: Any = operate(weight.mask.expand(*batch, weight.mask.shape[-1]), 1)
     elif keep.dim() == 1:
         shape = operate(keep.expand(*batch, keep.shape[-1]), 1).shape
-        mask = DatumMask(weight.mask.distribution.expand(shape[:-1]))
+        same = shape[:-1].numel() == batch.numel()  # only laid out anew: what is drawn stays drawn
+        mask = DatumMask(weight.mask.distribution.expand(shape[:-1]), weight.mask.draws if same else None)
     else:
         raise NotImplementedError(
             f"weight {weight.site!r} has a mask per datum and rates per plate entry, which cannot be taken apart: "

@@ -312,7 +312,7 @@ def test_non_finite_input_raises_before_the_optimiser_and_changes_no_parameter(v
     message = {
         "x": "argument 0 has 1 NaN",
         "y": "argument 1 has 1 NaN",
-        "parameter": "parameter 'locs.net.0.weight' has 1",
+        "parameter": "parameter 'locs.net.0.weight_unconstrained' has 1",
     }
     bad_x, bad_y = x.clone(), y.clone()
     if where == "x":
@@ -321,7 +321,7 @@ def test_non_finite_input_raises_before_the_optimiser_and_changes_no_parameter(v
         bad_y[3] = value
     else:
         with torch.no_grad():
-            guide.locs.net._modules["0"].weight[0, 0] = value
+            guide.locs.net._modules["0"].weight_unconstrained[0, 0] = value
     before = snapshot(guide)
     with pyro.validation_enabled(validate), pytest.raises(ValueError, match=message[where] + ".*not changed"):
         svi.step(bad_x, bad_y)

@@ -165,7 +165,7 @@ def test_many_networks_in_a_plate_with_data_of_their_own():
     guide(x)
     assert guide.median()["0.weight"].shape == (4, 1, 3, 2, 2)
     with torch.no_grad():
-        guide.locs._modules["0"].weight.normal_()
+        guide.locs._modules["0"].weight_unconstrained.normal_()
     trace = poutine.trace(guide).get_trace(x)
     out = poutine.replay(model, trace=trace)(x)
     for r in range(4):
@@ -303,7 +303,7 @@ def test_batch_dimensions_that_cannot_be_told_apart_raise():
     net = BayesianModule(nn.Linear(4, 1))
     with pyro.plate("draws", 3, dim=-2):
         replayed = poutine.replay(net, trace=poutine.trace(guide).get_trace())
-        with pytest.raises(ValueError, match=r"weights of batch shape \(3,\) do not broadcast.*\(5, 2\).*event_dim"):
+        with pytest.raises(ValueError, match=r"weights of batch shape \(3, 1\) do not broadcast.*\(5, 2\).*event_dim"):
             replayed(torch.zeros(5, 2, 4))
 
 
