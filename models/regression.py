@@ -38,9 +38,10 @@ class Regression(PyroModule):
         self.net = BayesianModule(mlp(features, hidden), prior=dist.Normal(0.0, 1.0 / lengthscale))
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Any:
-        mean = pyro.deterministic("mean", self.net(x).squeeze(-1))
+        mean = self.net(x).squeeze(-1)
         precision = pyro.sample("precision", dist.Gamma(0.1, 0.01))
         with pyro.plate("data", max(self.size, len(x)), subsample_size=len(x)):
+            pyro.deterministic("mean", mean, event_dim=0)
             return pyro.sample("obs", dist.Normal(mean, precision.rsqrt()), obs=y)
 
 

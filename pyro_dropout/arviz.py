@@ -112,11 +112,14 @@ class _Draws:
 def _draw(model: Callable, guide: Any, args: Any, kwargs: Any, num_samples: int, parallel: bool) -> _Draws:
     """Latents from the guide (or, without one, the prior); for each the data's log-likelihood and a replicate."""
     with torch.no_grad(), poutine.block():
-        nesting = _max_plate_nesting(model, args, kwargs)
+        one = poutine.trace(model).get_trace(*args, **kwargs)
+        frames = [f for _, site in _sites(one) for f in site["cond_indep_stack"] if f.vectorized]
+        nesting = max((-f.dim for f in frames), default=0)
         if parallel:
             plate = pyro.plate("_draws", num_samples, dim=-nesting - 1)
-            return _from_trace(*_run(plate(model), guide and plate(guide), args, kwargs), nesting, num_samples)
-        runs = [_from_trace(*_run(model, guide, args, kwargs), nesting, 0) for _ in range(num_samples)]
+            trace = _run(plate(model), plate(guide) if guide else None, args, kwargs)
+            return _from_trace(trace, one, nesting, num_samples)
+        runs = [_from_trace(_run(model, guide, args, kwargs), one, nesting, 0) for _ in range(num_samples)]
     stacked = _Draws(dims=runs[0].dims)
     for part in ("small", "weights", "predictive", "log_likelihood"):
         names = getattr(runs[0], part)
@@ -124,11 +127,10 @@ def _draw(model: Callable, guide: Any, args: Any, kwargs: Any, num_samples: int,
     return stacked
 
 
-def _run(model: Callable, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    if guide is None:
-        return poutine.trace(model).get_trace(*args, **kwargs), None
-    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-    return poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs), guide_trace
+def _run(model: Callable, guide: Any, args: Any, kwargs: Any) -> Any:
+    if guide is not None:
+        model = poutine.replay(model, trace=poutine.trace(guide).get_trace(*args, **kwargs))
+    return poutine.trace(model).get_trace(*args, **kwargs)
 
 
 def _sites(trace: Any) -> Iterator[tuple[str, Any]]:
@@ -137,9 +139,11 @@ def _sites(trace: Any) -> Iterator[tuple[str, Any]]:
             yield name, site
 
 
-def _from_trace(model_trace: Any, guide_trace: Any, nesting: int, num_samples: int) -> _Draws:
+def _from_trace(trace: Any, one: Any, nesting: int, num_samples: int) -> _Draws:
+    """:param one: a trace of the model without the plate of draws, for shapes."""
     draws = _Draws()
-    for name, site in _sites(model_trace):
+    lead = (num_samples,) if num_samples else ()
+    for name, site in _sites(trace):
         fn, value = site["fn"], site["value"]
         frames = sorted(
             (f for f in site["cond_indep_stack"] if f.vectorized and f.name != "_draws"), key=lambda f: f.dim
@@ -151,26 +155,22 @@ def _from_trace(model_trace: Any, guide_trace: Any, nesting: int, num_samples: i
             event = t.shape[t.dim() - event_dim :]
             batch = (1,) * (nesting + 1 + event_dim - t.dim()) + tuple(t.shape[: t.dim() - event_dim])
             kept = tuple(batch[f.dim] for f in frames)
-            lead = (num_samples,) if num_samples else ()
-            return t.reshape(*batch[: len(lead)], *kept, *event).expand(*lead, *kept, *event)
+            return t.reshape((*batch[: len(lead)], *kept, *event)).expand((*lead, *kept, *event))
 
-        if site["is_observed"] and not site["infer"].get("_deterministic"):
+        if site["infer"].get("_deterministic"):  # declares no event dimensions, so its batch may stand anywhere
+            shape = one.nodes[name]["value"].shape
+            each = value.numel() == shape.numel() * max(num_samples, 1)
+            draws.small[name] = value.reshape((*lead, *shape)) if each else value.reshape(shape).expand((*lead, *shape))
+        elif site["is_observed"]:
             draws.predictive[name] = own(fn(), fn.event_dim)
             draws.log_likelihood[name] = own(fn.log_prob(value), 0)
-        elif "masked_units" in site["infer"] or isinstance(value, MaskedWeight):
+        elif "masked_units" in one.nodes[name]["infer"] or isinstance(value, MaskedWeight):
             draws.weights[name] = own(value.dense() if isinstance(value, MaskedWeight) else value, fn.event_dim)
             if isinstance(value, MaskedWeight):
                 draws.weights[name + ".mask"] = own(value.mask, 1)  # type: ignore[arg-type]
         else:
             draws.small[name] = own(value, fn.event_dim)
     return draws
-
-
-def _max_plate_nesting(model: Callable, args: Any, kwargs: Any) -> int:
-    frames = [
-        f for _, site in _sites(poutine.trace(model).get_trace(*args, **kwargs)) for f in site["cond_indep_stack"]
-    ]
-    return max((-f.dim for f in frames if f.vectorized), default=0)
 
 
 def _observed(model: Callable, args: Any, kwargs: Any) -> dict[str, Tensor]:
