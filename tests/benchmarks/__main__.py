@@ -1,0 +1,86 @@
+"""``make bench``: one table of ratios, each measured in one run on interleaved repeats.
+
+Timings are printed, never asserted. Peak memory is that of a process of its own, above what it held before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import platform
+import statistics
+from pathlib import Path
+
+import pyro
+import torch
+
+from tests.benchmarks import peers
+from tests.benchmarks.measure import Row, in_own_process, interleaved
+
+
+def steps(repeats: int) -> list[Row]:
+    rows = []
+    for batch, width, calls, targets in ((32, 50, 40, ("1.6", "")), (128, 1024, 8, ("1.1", ""))):
+        x, y = torch.randn(batch, peers.FEATURES), torch.randn(batch)
+        shape = f"{peers.FEATURES}-{width}-{width}-1, batch {batch}"
+        for name, make, target in (
+            ("ELBO()(model, guide), torch.optim.Adam", peers.module_step, targets[0]),
+            ("SVI, pyro.optim.Adam", peers.svi_step, targets[1]),
+        ):
+            ours, peer = make(x, y, width), peers.hand_written_step(x, y, width)
+            work = f"step {shape}: {name} / hand-written PyTorch"
+            rows.append(interleaved(work, ours, peer, f"≤ {target}" if target else "", repeats, calls))
+        with pyro.validation_enabled(False):
+            work = f"step {shape}: as the first row, without Pyro's validation"
+            ours, peer = peers.module_step(x, y, width), peers.hand_written_step(x, y, width)
+            rows.append(interleaved(work, ours, peer, "", repeats, calls))
+    return rows
+
+
+def predictions(repeats: int, draws: int, width: int) -> list[Row]:
+    x = torch.randn(100, peers.FEATURES)
+    rows = []
+    work = f"{draws} predictive passes, 100 points, width {width}: Predictive(parallel={{}}) / raw PyTorch loop"
+    for parallel in (True, False):
+        ours = peers.dropout_predictive(x, width, draws, parallel)
+        peer = peers.raw_predictive(x, width, draws)
+        rows.append(interleaved(work.format(parallel), ours, peer, "≤ 1.2", max(3, repeats // 5), 1))
+    for parallel in (True, False):
+        ours = [in_own_process("dropout_predictive", width=width, draws=draws, parallel=parallel) for _ in range(2)]
+        peer = [in_own_process("normal_predictive", width=width, draws=draws) for _ in range(2)]
+        work = f"the same, Predictive(parallel={parallel}) / Predictive with AutoNormal"
+        for unit, index, target in (("s", 1, "≤ 1/15"), ("MiB above the start", 0, "≤ 1/20")):
+            pairs = [(a[index], b[index]) for a, b in zip(ours, peer, strict=True)]
+            ratios = sorted(b / a for a, b in pairs)
+            medians = [statistics.median(column) for column in zip(*pairs, strict=True)]
+            name = work + (": peak memory" if index == 0 else ": time")
+            spread = f"1/{statistics.median(ratios):.3g} [1/{ratios[0]:.3g}, 1/{ratios[-1]:.3g}]"
+            rows.append(Row(name, f"{medians[0]:.3g} {unit}", f"{medians[1]:.3g} {unit}", spread, target))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("--repeats", type=int, default=25, help="interleaved repeats of a step (default 25)")
+    parser.add_argument("--draws", type=int, default=1000, help="posterior draws (default 1000)")
+    parser.add_argument("--width", type=int, default=1024, help="hidden width of the predictions (default 1024)")
+    parser.add_argument("--only", choices=["steps", "predictions"], help="one part of the table")
+    options = parser.parse_args()
+    logging.getLogger("pyro").setLevel(logging.WARNING)
+    pyro.set_rng_seed(0)
+    rows = [] if options.only == "predictions" else steps(options.repeats)
+    rows += [] if options.only == "steps" else predictions(options.repeats, options.draws, options.width)
+    lines = ["| work | ours | peer | ratio, median [quartiles] | target |", "| --- | --- | --- | --- | --- |"]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, pyro {pyro.__version__}"
+    lines.append(f"\n{versions}, {torch.get_num_threads()} threads, {platform.machine()}")
+    Path("outputs").mkdir(exist_ok=True)
+    Path("outputs/bench.md").write_text("\n".join(lines) + "\n")
+    Path("outputs/bench.json").write_text(json.dumps([row._asdict() for row in rows], indent=1))
+    print("\n".join(lines))
+    print("written to outputs/bench.md and outputs/bench.json")
+
+
+if __name__ == "__main__":
+    main()

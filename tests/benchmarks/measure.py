@@ -1,0 +1,72 @@
+"""How the benchmarks measure: interleaved repeats for time, a process of its own for memory."""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from tests.benchmarks import peers
+
+
+class Row(NamedTuple):
+    work: str
+    ours: str  # milliseconds, or MiB
+    peer: str
+    ratio: str  # median [quartiles] of the ratios within one repeat
+    target: str
+
+
+def interleaved(work: str, ours: Callable, peer: Callable, target: str, repeats: int, calls: int) -> Row:
+    """Times both in turn, ``repeats`` times; the ratio is taken within each repeat."""
+    for _ in range(3 if calls > 1 else 1):
+        ours(), peer()
+    times: list[tuple[float, float]] = []
+    for repeat in range(repeats):
+        pair = {}
+        for name, function in (("ours", ours), ("peer", peer))[:: 1 if repeat % 2 else -1]:
+            start = time.perf_counter()
+            for _ in range(calls):
+                function()
+            pair[name] = (time.perf_counter() - start) / calls * 1e3
+        times.append((pair["ours"], pair["peer"]))
+        print(f"\r{work}: {repeat + 1}/{repeats}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    ratios = [a / b for a, b in times]
+    spread = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
+    median = [f"{statistics.median(column):.3g} ms" for column in zip(*times, strict=True)]
+    return Row(
+        work, median[0], median[1], f"{statistics.median(ratios):.3g} [{spread[0]:.3g}, {spread[2]:.3g}]", target
+    )
+
+
+def _run_once(name: str, arguments: dict, sender: object) -> None:
+    run = getattr(peers, name)(torch.randn(100, peers.FEATURES), **arguments)
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    start = time.perf_counter()
+    result = run()
+    seconds = time.perf_counter() - start
+    sender.send((_status("VmHWM") - before, seconds, len(result)))  # type: ignore[attr-defined]
+
+
+def _status(field: str) -> float:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 1024
+
+
+def in_own_process(name: str, **arguments: object) -> tuple[float, float]:
+    """Peak MiB above the start, and seconds, of one run."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_run_once, args=(name, arguments, sender))
+    process.start()
+    peak, seconds, _ = receiver.recv()
+    process.join()
+    return peak, seconds

@@ -1,0 +1,114 @@
+"""What the package is measured against: loops that a user would write by hand, and stock Pyro."""
+
+import math
+from collections.abc import Callable
+
+import pyro
+import torch
+import torch.nn.functional as F
+from pyro.infer import SVI, Predictive
+from pyro.infer.autoguide import AutoNormal
+from torch import Tensor, nn
+
+from models.regression import Regression, mlp
+from pyro_dropout import AutoBernoulliDropout, AutoConcreteDropout, TraceDropout_ELBO
+
+FEATURES, SIZE = 13, 506  # as the Boston data have them
+RATE, TEMPERATURE = 0.1, 0.1
+
+
+def hand_written_step(x: Tensor, y: Tensor, width: int) -> Callable[[], float]:
+    """Concrete dropout in plain PyTorch: the objective of ``Regression`` under ``AutoConcreteDropout``."""
+    layers = [m for m in mlp(FEATURES, (width, width)) if isinstance(m, nn.Linear)]
+    logits = [nn.Parameter(torch.tensor(math.log((1 - RATE) / RATE))) for _ in layers]
+    log_precision = nn.Parameter(torch.zeros(()))
+    parameters = [*logits, log_precision, *(p for layer in layers for p in layer.parameters())]
+    optimiser = torch.optim.Adam(parameters, lr=1e-3)
+
+    def step() -> float:
+        optimiser.zero_grad()
+        h, kl = x, 0.0
+        for layer, logit in zip(layers, logits, strict=True):
+            keep, rate = torch.sigmoid(logit), torch.sigmoid(-logit)
+            z = torch.sigmoid((logit + torch.logit(torch.rand_like(h), eps=1e-7)) / TEMPERATURE)
+            h = F.linear(h * z / keep, layer.weight, layer.bias)
+            h = h if layer is layers[-1] else torch.relu(h)
+            entropy = -keep * torch.log(keep) - rate * torch.log(rate)
+            weights = 0.5 * layer.weight.square().sum() / keep + 0.5 * layer.bias.square().sum()
+            constant = 0.5 * math.log(2 * math.pi) * (layer.weight.numel() + layer.bias.numel())
+            kl = kl + weights + constant - layer.in_features * entropy
+        precision = log_precision.exp()
+        error = (y - h.squeeze(-1)).square()
+        log_likelihood = (0.5 * log_precision - 0.5 * precision * error - 0.5 * math.log(2 * math.pi)).sum()
+        log_prior = (0.1 - 1) * log_precision - 0.01 * precision + 0.1 * math.log(0.01) - math.lgamma(0.1)
+        loss = kl - log_prior - SIZE / len(x) * log_likelihood
+        loss.backward()
+        optimiser.step()
+        return loss.item()
+
+    return step
+
+
+def module_step(x: Tensor, y: Tensor, width: int) -> Callable[[], float]:
+    """``ELBO()(model, guide)`` with the optimiser that the hand-written loop has."""
+    pyro.clear_param_store()
+    model = Regression(FEATURES, SIZE, (width, width))
+    elbo = TraceDropout_ELBO()(model, AutoConcreteDropout(model, rate=RATE, temperature=TEMPERATURE))
+    elbo(x, y)
+    optimiser = torch.optim.Adam(elbo.parameters(), lr=1e-3)
+
+    def step() -> float:
+        optimiser.zero_grad()
+        loss = elbo(x, y)
+        loss.backward()
+        optimiser.step()
+        return loss.item()
+
+    return step
+
+
+def svi_step(x: Tensor, y: Tensor, width: int) -> Callable[[], float]:
+    """``pyro.infer.SVI``, whose ``pyro.optim.Adam`` is one PyTorch optimiser per parameter."""
+    pyro.clear_param_store()
+    model = Regression(FEATURES, SIZE, (width, width))
+    guide = AutoConcreteDropout(model, rate=RATE, temperature=TEMPERATURE)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), TraceDropout_ELBO())
+    return lambda: svi.step(x, y)
+
+
+def raw_predictive(x: Tensor, width: int, draws: int) -> Callable[[], Tensor]:
+    """A loop of stochastic passes through a plain network with dropout."""
+    layers = [m for m in mlp(FEATURES, (width, width)) if isinstance(m, nn.Linear)]
+
+    @torch.no_grad()
+    def predict() -> Tensor:
+        out = []
+        for _ in range(draws):
+            h = x
+            for layer in layers:
+                h = layer(F.dropout(h, RATE, training=True))
+                h = h if layer is layers[-1] else torch.relu(h)
+            out.append(h.squeeze(-1))
+        return torch.stack(out)
+
+    return predict
+
+
+def dropout_predictive(x: Tensor, width: int, draws: int, parallel: bool) -> Callable[[], dict]:
+    """Stock ``Predictive`` with our guide."""
+    pyro.clear_param_store()
+    model = Regression(FEATURES, SIZE, (width, width))
+    guide = AutoBernoulliDropout(model, rate=RATE)
+    guide(x, x[:, 0])
+    predictive = Predictive(model, guide=guide, num_samples=draws, parallel=parallel)
+    return lambda: predictive(x)
+
+
+def normal_predictive(x: Tensor, width: int, draws: int) -> Callable[[], dict]:
+    """Stock ``Predictive`` with ``AutoNormal``."""
+    pyro.clear_param_store()
+    model = Regression(FEATURES, SIZE, (width, width))
+    guide = AutoNormal(model)
+    guide(x, x[:, 0])
+    predictive = Predictive(model, guide=guide, num_samples=draws, parallel=False)
+    return lambda: predictive(x)
