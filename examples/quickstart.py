@@ -1,13 +1,14 @@
 """Quickstart: a Bayesian network with learned drop rates on real data, beside two baselines (``make demo``).
 
-442 diabetes patients, ten measurements at the start, and a score of how far the disease has progressed one year later.
-The script shows the whole path with Pyro's own tools: fit (``SVI``), predict (``Predictive``), score in the units of the
-target, check with ArviZ. Pictures go to ``outputs/``.
+442 diabetes patients, ten measurements each, and a score of how far the disease has progressed one year later. The
+script shows the whole way with Pyro's own tools: fit (``SVI``), predict (``Predictive``), score in the units of the
+target, check with ArviZ. What to expect: the relation is close to linear, so a linear model is hard to beat here, and
+Gaussian noise does not have the skew of the scores, which the posterior predictive check shows.
 
 Settings were chosen by 4-fold cross-validation inside the training part: lengthscale 4 of {2, 4, 6}, and for the plain
-network weight decay 3 of {0, ..., 1, 3, 5, 10, 20} with 500 steps of {200, 500, 1000, 2000}. The test part had no say,
-and to keep it so ``--seed`` changes everything random but the split. ELBOs cannot choose the lengthscale: the KL leaves
-out the grid constant of the quantised prior, so they grow with it.
+network weight decay 3 of {0 to 1, 3, 5, 10, 20} with 500 steps of {200, 500, 1000, 2000}. The test part had no say, and
+to keep it so ``--seed`` changes everything random but the split. (The ELBO cannot choose a lengthscale: the KL leaves
+out the grid constant of the quantised prior, and so it grows with the prior's density at 0.)
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from __future__ import annotations
 import argparse
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
-import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -63,17 +65,18 @@ class Data:
 
 @dataclass(frozen=True)
 class Score:
-    """On the test part, in units of the target; coverage of central predictive intervals."""
+    """On the test part, in units of the target; log-likelihood per point with its standard error."""
 
     rmse: float
     log_likelihood: float
+    standard_error: float
     coverage_50: float
     coverage_90: float
 
 
 @dataclass(frozen=True)
 class Results:
-    """``rates`` are probabilities of dropping, ``elpd_loo`` and ``log_likelihood`` means per point."""
+    """``rates`` are probabilities of dropping; ``elpd_loo`` is per point."""
 
     scores: dict[str, Score]
     rates: dict[str, float]
@@ -92,27 +95,27 @@ def load_data() -> Data:
     return Data(x_train, y_train, x_test, y_test, center.item(), scale.item())
 
 
-def batch_of(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def draw_batch(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     rows = torch.randperm(len(x))[:BATCH]
     return x[rows], y[rows]
 
 
 def fit_dropout(x: Tensor, y: Tensor, steps: int) -> SVI:
     model = Regression(features=x.shape[1], size=len(x), hidden=HIDDEN, lengthscale=4.0)
-    guide = AutoConcreteDropout(model, rate=0.1)  # weights; biases and the noise precision are point estimates
+    guide = AutoConcreteDropout(model, rate=0.1)  # dropout on weights; biases and noise precision are point estimates
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), TraceDropout_ELBO())
     with trange(steps, desc="fitting", unit="step", disable=None) as progress:
         for step in progress:
-            loss = svi.step(*batch_of(x, y))
+            loss = svi.step(*draw_batch(x, y))
             if step % 100 == 0:
                 progress.set_postfix(loss=f"{loss:.0f}")
     return svi
 
 
 def predict_dropout(svi: SVI, x: Tensor, draws: int) -> dict[str, Tensor]:
-    """Network mean, noise variance and replicated observation, ``[draws, points]`` (the variance ``[draws, 1]``)."""
+    """The network's ``mean`` and replicated ``obs``, ``[draws, points]``; the noise ``deviation``, ``[draws, 1]``."""
     drawn = Predictive(svi.model, guide=svi.guide, num_samples=draws, parallel=True)(x)
-    return {"mean": drawn["mean"].squeeze(1), "variance": 1 / drawn["precision"], "obs": drawn["obs"]}
+    return {"mean": drawn["mean"].squeeze(1), "deviation": drawn["precision"].rsqrt(), "obs": drawn["obs"]}
 
 
 def fit_network(x: Tensor, y: Tensor, steps: int = 500) -> nn.Module:
@@ -120,7 +123,7 @@ def fit_network(x: Tensor, y: Tensor, steps: int = 500) -> nn.Module:
     net = mlp(x.shape[1], HIDDEN)
     optimiser = torch.optim.AdamW(net.parameters(), lr=0.01, weight_decay=3.0)
     for _ in range(steps):
-        inputs, target = batch_of(x, y)
+        inputs, target = draw_batch(x, y)
         optimiser.zero_grad()
         nn.functional.mse_loss(net(inputs).squeeze(-1), target).backward()
         optimiser.step()
@@ -132,7 +135,7 @@ def predict_network(net: nn.Module, x: Tensor) -> Tensor:
     return net(x).squeeze(-1)
 
 
-def held_out_noise(x: Tensor, y: Tensor) -> float:
+def held_out_noise(x: Tensor, y: Tensor) -> Tensor:
     """The network's noise deviation, from residuals of data held out of the fit.
 
     Training residuals are too small, as the network has fitted them, and a separate validation part would leave this
@@ -140,27 +143,24 @@ def held_out_noise(x: Tensor, y: Tensor) -> float:
     """
     folds = KFold(4, shuffle=True, random_state=0).split(x)
     squares = [(y[out] - predict_network(fit_network(x[kept], y[kept]), x[out])).square() for kept, out in folds]
-    return torch.cat(squares).mean().sqrt().item()
+    return torch.cat(squares).mean().sqrt()
 
 
-def score_dropout(draws: dict[str, Tensor], data: Data) -> Score:
-    log_likelihood = dist.Normal(draws["mean"], draws["variance"].sqrt()).log_prob(data.y_test)
-    mean = predictive_moments(draws["mean"], draws["variance"]).mean
-    return score(mean, predictive_log_likelihood(log_likelihood), draws["obs"], data)
+def score(mean: Tensor, deviation: Tensor, obs: Tensor, data: Data) -> Score:
+    """Of a mixture of normals, one for each draw, with replicated observations for the intervals."""
+    density = predictive_log_likelihood(dist.Normal(mean, deviation).log_prob(data.y_test)) - math.log(data.scale)
+    error = (predictive_moments(mean).mean - data.y_test) * data.scale
+    return Score(
+        rmse=error.square().mean().sqrt().item(),
+        log_likelihood=density.mean().item(),
+        standard_error=density.std().item() / math.sqrt(len(density)),
+        coverage_50=interval_coverage(obs, data.y_test, 0.5),
+        coverage_90=interval_coverage(obs, data.y_test, 0.9),
+    )
 
 
 def score_normal(mean: Tensor, deviation: Tensor, draws: int, data: Data) -> Score:
-    normal = dist.Normal(mean, deviation)
-    return score(mean, normal.log_prob(data.y_test), normal.sample(torch.Size([draws])), data)
-
-
-def score(mean: Tensor, log_likelihood: Tensor, draws: Tensor, data: Data) -> Score:
-    return Score(
-        rmse=(mean - data.y_test).square().mean().sqrt().item() * data.scale,
-        log_likelihood=log_likelihood.mean().item() - math.log(data.scale),
-        coverage_50=interval_coverage(draws, data.y_test, 0.5),
-        coverage_90=interval_coverage(draws, data.y_test, 0.9),
-    )
+    return score(mean[None], deviation[None], dist.Normal(mean, deviation).sample(torch.Size([draws])), data)
 
 
 def compare(drawn: dict[str, Tensor], draws: int, data: Data) -> dict[str, Score]:
@@ -168,8 +168,8 @@ def compare(drawn: dict[str, Tensor], draws: int, data: Data) -> dict[str, Score
     network = predict_network(fit_network(x, y), data.x_test)
     ridge = BayesianRidge().fit(x.numpy(), y.numpy()).predict(data.x_test.numpy(), return_std=True)
     return {
-        "dropout BNN": score_dropout(drawn, data),
-        "deterministic network": score_normal(network, torch.full_like(network, held_out_noise(x, y)), draws, data),
+        "dropout network": score(**drawn, data=data),
+        "deterministic network": score_normal(network, held_out_noise(x, y).expand_as(network), draws, data),
         "BayesianRidge": score_normal(*(torch.tensor(a, dtype=torch.float32) for a in ridge), draws, data),
     }
 
@@ -182,64 +182,62 @@ def export(svi: SVI, data: Data, draws: int) -> az.InferenceData:
     return idata
 
 
-def plot_predictions(draws: dict[str, Tensor], data: Data) -> None:
+def leave_one_out(idata: az.InferenceData) -> az.ELPDData:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Estimated shape parameter of Pareto")  # the printed table has the counts
+        return az.loo(idata)
+
+
+def plot_predictions(axes: plt.Axes, draws: dict[str, Tensor], data: Data) -> None:
     order = draws["mean"].mean(0).argsort()
-    rank = np.arange(1, len(order) + 1)
-    levels = torch.tensor([0.05, 0.95])
-    _, axes = plt.subplots(figsize=(9, 5), layout="constrained")
-    bands = {"obs": ("total: with noise", "#c6dbef"), "mean": ("epistemic: network alone", "#6baed6")}
+    rank = torch.arange(1, len(order) + 1)
+    bands = {"obs": ("score (total)", "#c6dbef"), "mean": ("network's mean (epistemic)", "#6baed6")}
     for name, (label, color) in bands.items():
-        low, high = data.in_units(draws[name].quantile(levels, dim=0)[:, order])
-        axes.fill_between(rank, low, high, color=color, linewidth=0, label=f"90 % interval, {label}")
+        low, high = data.in_units(draws[name].quantile(torch.tensor([0.05, 0.95]), dim=0)[:, order])
+        axes.fill_between(rank, low, high, color=color, linewidth=0, label=f"90 % interval of the {label}")
     axes.plot(rank, data.in_units(draws["mean"].mean(0)[order]), color="#08306b", label="predictive mean")
-    axes.scatter(rank, data.in_units(data.y_test[order]), s=14, color="black", zorder=3, label="observed")
-    axes.set(xlabel="test patient, in order of predicted score", ylabel=TARGET, xlim=(0, len(order) + 1))
-    axes.set_title(f"Dropout BNN on {len(order)} patients it has not seen")
+    axes.scatter(rank, data.in_units(data.y_test[order]), s=14, color="black", zorder=3, label="observed score")
+    axes.set(xlabel="test patient, in order of predicted score", ylabel=TARGET)
+    axes.set_title(f"Predictions of the dropout network for {len(order)} patients it has not seen")
     axes.legend(loc="upper left")
 
 
-def plot_check(idata: az.InferenceData) -> None:
-    _, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    az.plot_ppc(idata, num_pp_samples=100, random_seed=0, ax=axes)
-    axes.set(xlabel=TARGET, ylabel="density", title="Posterior predictive check on the training part")
+def plot_check(axes: plt.Axes, idata: az.InferenceData) -> None:
+    az.plot_ppc(idata, num_pp_samples=100, random_seed=0, textsize=10, ax=axes)
+    axes.set(
+        xlabel=TARGET, ylabel="density", title="Scores of the training patients, observed and as the model draws them"
+    )
 
 
-def plot_calibration(idata: az.InferenceData) -> None:
-    _, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    az.plot_loo_pit(idata, y="obs", ax=axes)
-    axes.set(xlabel="leave-one-out probability integral transform", ylabel="density", title="LOO-PIT")
+def plot_calibration(axes: plt.Axes, idata: az.InferenceData) -> None:
+    az.plot_loo_pit(idata, y="obs", textsize=10, ax=axes)
+    axes.set(xlabel="share of predictive draws below the observed score, leaving this patient out", ylabel="density")
+    axes.set_title("LOO-PIT of the training patients: inside the thin lines if calibrated")
 
 
-def save_picture(folder: Path, name: str) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / name
-    plt.savefig(path, dpi=120)
-    plt.close()
+def save_picture(path: Path, plot: Callable[..., None], *args: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
+    plot(axes, *args)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
     return path
 
 
-def draw_pictures(drawn: dict[str, Tensor], idata: az.InferenceData, data: Data, folder: Path) -> list[Path]:
-    plot_predictions(drawn, data)
-    pictures = [save_picture(folder, "predictions.png")]
-    plot_check(idata)
-    pictures.append(save_picture(folder, "posterior_predictive_check.png"))
-    plot_calibration(idata)
-    return [*pictures, save_picture(folder, "loo_pit.png")]
-
-
 def report(results: Results, loo: az.ELPDData) -> None:
-    print(f"\nTest part (standard deviation of the target: {results.target_deviation:.1f})\n")
-    print(f"{'':24}{'RMSE':>8}{'log-likelihood':>18}{'in 50 % interval':>20}{'in 90 % interval':>20}")
+    print(f"\nTest part, in units of the target (standard deviation {results.target_deviation:.1f}):\n")
+    print(f"{'':22}{'RMSE':>6}{'log-likelihood':>18}{'in 50 % interval':>19}{'in 90 % interval':>19}")
     for name, s in results.scores.items():
-        print(f"{name:24}{s.rmse:8.1f}{s.log_likelihood:18.3f}{s.coverage_50:20.0%}{s.coverage_90:20.0%}")
-    print("\nLearned drop rates: " + ", ".join(f"{name} {rate:.3f}" for name, rate in results.rates.items()))
-    print(f"\nLeave-one-out on the training part ({results.elpd_loo:.3f} per point)\n\n{loo}\n")
+        likelihood = f"{s.log_likelihood:.3f} ± {s.standard_error:.3f}"
+        print(f"{name:22}{s.rmse:6.1f}{likelihood:>18}{s.coverage_50:>19.0%}{s.coverage_90:>19.0%}")
+    print("\nLearned drop rates: " + ", ".join(f"{site} {rate:.3f}" for site, rate in results.rates.items()))
+    print(f"\nTraining part, leave-one-out ({results.elpd_loo:.3f} per point):\n\n{loo}\n")
     print("\n".join(f"wrote {path}" for path in results.pictures))
 
 
 def main(argv: list[str] | None = None) -> Results:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=2000, help="SVI steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=1500, help="SVI steps (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the fit and the draws (default: %(default)s)")
     parser.add_argument("--draws", type=int, default=1000, help="posterior draws (default: %(default)s)")
     parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="folder (default: %(default)s)")
@@ -251,13 +249,18 @@ def main(argv: list[str] | None = None) -> Results:
     svi = fit_dropout(data.x_train, data.y_train, args.steps)
     drawn = predict_dropout(svi, data.x_test, args.draws)
     idata = export(svi, data, args.draws)
-    loo = az.loo(idata)
+    loo = leave_one_out(idata)
+    folder = args.outputs
     results = Results(
         scores=compare(drawn, args.draws, data),
         rates={site: rate.item() for site, rate in svi.guide.rates().items()},
         elpd_loo=loo.elpd_loo / loo.n_data_points,
         target_deviation=data.y_test.std().item() * data.scale,
-        pictures=draw_pictures(drawn, idata, data, args.outputs),
+        pictures=[
+            save_picture(folder / "predictions.png", plot_predictions, drawn, data),
+            save_picture(folder / "posterior_predictive_check.png", plot_check, idata),
+            save_picture(folder / "loo_pit.png", plot_calibration, idata),
+        ],
     )
     report(results, loo)
     return results

@@ -23,7 +23,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from pyro_dropout.distributions import BernoulliMask, ConcreteMask, MaskedDelta
-from pyro_dropout.module import init_to_module
+from pyro_dropout.initialization import init_to_module
 from pyro_dropout.weight import MaskedUnits, MaskedWeight
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pyro
@@ -15,13 +14,12 @@ import pyro.distributions as dist
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
-from torch.distributions import constraints
 from torch.utils._pytree import tree_map
 
-from pyro_dropout.weight import DatumMask, MaskedUnits, MaskedWeight, drop_equal
+from pyro_dropout.layers import drop_equal
+from pyro_dropout.parameters import CONVOLUTIONS, Slot, make_slots, move
+from pyro_dropout.weight import DatumMask, MaskedWeight
 
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 _WITHOUT_VMAP = (nn.RNNBase, nn.MultiheadAttention)  # fused kernels without batching rules
 _ROWS = 8192  # of activations at once where no gradient is taken: few for caches, many for matrix products
 
@@ -31,7 +29,7 @@ class BayesianModule(PyroModule):
 
     The sites carry the parameters' own names (``"net.0.weight"``). The network's class is not copied and ``net``
     is not changed: the module runs a deep copy in which sampled values stand where the parameters stood. Their
-    initial (or pretrained) values are where guides start, see :func:`init_to_module`.
+    initial (or pretrained) values are where guides start, see :func:`~pyro_dropout.init_to_module`.
 
     Sampled weights may have batch dimensions: particles, posterior draws, a ``pyro.plate`` at dim -2 or further
     left around the call. The network then sees one leading batch dimension, and its output is split again
@@ -67,7 +65,7 @@ class BayesianModule(PyroModule):
         super().__init__()
         self.event_dim = event_dim
         self.net = copy.deepcopy(net)
-        self._slots = _make_slots(self.net, prior)
+        self._slots = make_slots(self.net, prior)
         if not self._slots:
             raise ValueError(f"no parameter of {type(net).__name__} has a prior: nothing in it would be Bayesian")
         self._learns = any(True for _ in self.net.parameters())
@@ -75,7 +73,7 @@ class BayesianModule(PyroModule):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
         for slot in self._slots.values():
-            slot.prior = _move(slot.prior, slot.initial)
+            slot.prior = move(slot.prior, slot.initial)
         return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -93,7 +91,7 @@ class BayesianModule(PyroModule):
             return self._run_slices(run, values, plates, event_dims, args, kwargs)
         return run(values, plates, event_dims, args, kwargs)
 
-    def _sample(self, name: str, slot: _Slot) -> Tensor:
+    def _sample(self, name: str, slot: Slot) -> Tensor:
         fullname = self._pyro_get_fullname(name)
         value = self._pyro_context.get(fullname)
         if value is None:
@@ -112,7 +110,7 @@ class BayesianModule(PyroModule):
             return False
         layer, attribute = slot.owners[0]
         weight = value if attribute == "weight" else values.get(name.removesuffix("bias") + "weight")
-        masks_input = isinstance(layer, (nn.Linear, *_CONVOLUTIONS)) and attribute in ("weight", "bias")
+        masks_input = isinstance(layer, (nn.Linear, *CONVOLUTIONS)) and attribute in ("weight", "bias")
         return not (masks_input and isinstance(weight, MaskedWeight))
 
     def _event_dims(self, args: Any, plates: torch.Size) -> Sequence[int]:
@@ -123,7 +121,7 @@ class BayesianModule(PyroModule):
                 raise ValueError(f"event_dim={self.event_dim} names {len(event_dims)} inputs, but found {len(args)}")
             return event_dims
         layer, _ = next(iter(self._slots.values())).owners[0]
-        if isinstance(layer, _CONVOLUTIONS):
+        if isinstance(layer, CONVOLUTIONS):
             return [layer.weight.dim() - 1] * len(args)
         if not plates:
             return []
@@ -244,30 +242,6 @@ class BayesianModule(PyroModule):
                 slot.put(initial[name])
 
 
-@dataclass
-class _Slot:
-    """Where one parameter stood in the network, its prior, and which of its units a mask would switch."""
-
-    owners: list[tuple[nn.Module, str]]  # several where layers share a parameter
-    prior: Any
-    units: MaskedUnits | None
-
-    @property
-    def event_dim(self) -> int:
-        return self.prior.event_dim
-
-    @property
-    def initial(self) -> Tensor:
-        layer, attribute = self.owners[0]
-        return layer._buffers[attribute]  # type: ignore[return-value]
-
-    def put(self, value: Tensor) -> None:
-        for layer, attribute in self.owners:
-            layer._buffers[attribute] = value
-            if isinstance(layer, nn.RNNBase):
-                layer._flat_weights[layer._flat_weights_names.index(attribute)] = value
-
-
 def _add_place_of_data(values: dict[str, Tensor], plates: torch.Size, event_dims: dict[str, int]) -> torch.Size:
     """Gives all batch shapes a last dimension of size 1, where the data are; drops equal copies of dense values."""
     missing = plates[-1] != 1  # stock Predictive leaves it out
@@ -277,97 +251,3 @@ def _add_place_of_data(values: dict[str, Tensor], plates: torch.Size, event_dims
             value = value.unsqueeze(own)
         values[name] = value if isinstance(value, MaskedWeight) else drop_equal(value, event_dims[name])
     return plates + (1,) if missing else plates
-
-
-def _make_slots(net: nn.Module, prior: Any) -> dict[str, _Slot]:
-    """Turns each parameter that has a prior into a buffer with its initial value, and says where it stands."""
-    owners: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
-    for layer in net.modules():
-        for attribute, parameter in layer.named_parameters(recurse=False):
-            owners.setdefault(parameter, []).append((layer, attribute))
-    slots = {}
-    for name, parameter in list(net.named_parameters()):
-        given = prior if isinstance(prior, torch.distributions.Distribution) else prior(name, parameter)
-        if given is None:
-            continue
-        for layer, attribute in owners[parameter]:
-            del layer._parameters[attribute]
-            layer.register_buffer(attribute, parameter.detach(), persistent=False)
-        layer = owners[parameter][0][0]
-        slots[name] = _Slot(owners[parameter], _full_prior(name, parameter, given), _masked_units(layer, parameter))
-    # Weights before biases: a dropout guide samples in this order, and TraceMeanField_ELBO wants one order.
-    return dict(sorted(slots.items(), key=lambda item: item[1].initial.dim() < 2))
-
-
-def _masked_units(layer: nn.Module, parameter: Tensor) -> MaskedUnits | None:
-    if parameter.dim() < 2:
-        return None
-    if isinstance(layer, _TRANSPOSED):
-        return MaskedUnits(parameter.dim(), dim=0)
-    return MaskedUnits(parameter.dim(), groups=getattr(layer, "groups", 1) if isinstance(layer, _CONVOLUTIONS) else 1)
-
-
-def _full_prior(name: str, parameter: Tensor, prior: Any) -> Any:
-    shape = parameter.shape
-    if not hasattr(prior, "to_event"):
-        raise TypeError(f"the prior of {name!r} must be a Pyro distribution, but found {type(prior).__name__}")
-    prior = _move(prior, parameter)
-    if prior.support is constraints.real:
-        prior.__dict__["_validate_args"] = False  # any value is in its support: nothing to check at every step
-    if not prior.event_shape:
-        try:
-            full = prior.expand(shape).to_event(len(shape))
-        except RuntimeError as error:
-            raise ValueError(
-                f"the prior of {name!r} has batch shape {tuple(prior.batch_shape)}, which does not expand to the "
-                f"parameter's shape {tuple(shape)}"
-            ) from error
-        full.__dict__["_validate_args"] = prior.__dict__.get("_validate_args", full._validate_args)
-        return full
-    if prior.batch_shape or prior.event_shape != shape:
-        raise ValueError(
-            f"the prior of {name!r} has shape {tuple(prior.shape())}, but the parameter has shape {tuple(shape)}"
-        )
-    return prior
-
-
-def _move(prior: Any, like: Tensor) -> Any:
-    """The distribution with its tensors in the parameter's dtype and on its device."""
-    prior = copy.copy(prior)
-    for key, value in vars(prior).items():
-        if isinstance(value, Tensor) and value.is_floating_point():
-            prior.__dict__[key] = value.detach().to(like.device, like.dtype)
-        elif isinstance(value, torch.distributions.Distribution):
-            prior.__dict__[key] = _move(value, like)
-    return prior
-
-
-def init_to_module(site: Any = None, fallback: Any = None) -> Any:
-    """Initialisation strategy: a :class:`BayesianModule` weight starts from the module's own value.
-
-    As Pyro's other strategies (``init_to_median``, ...) for ``init_loc_fn`` of an AutoGuide or ``init_strategy``
-    of a kernel. Without a module's value, a site with two or more event dimensions starts as ``torch.nn`` would
-    start a layer, uniform on ``±1/sqrt(fan-in)``: a prior draw with unit scale is a poor start for a network.
-
-    :param fallback: strategy for all other sites; without one they keep their guide's own.
-
-    Example::
-
-        >>> from pyro.infer.autoguide import AutoNormal, init_to_median
-        >>> model = BayesianModule(nn.Linear(2, 1))
-        >>> guide = AutoNormal(model, init_loc_fn=init_to_module(fallback=init_to_median))
-        >>> _ = guide(torch.zeros(4, 2))
-        >>> bool((guide.median()["weight"] == model.net.weight).all())
-        True
-    """
-    if site is None:
-        return lambda site: init_to_module(site, fallback)
-    initial = site["infer"].get("initial_value")
-    if initial is not None:
-        shape = site["fn"].shape()
-        return initial.expand(shape).clone() if initial.shape != shape else initial.clone()
-    if site["fn"].event_dim >= 2:
-        event = site["fn"].event_shape
-        bound = (event.numel() / event[0]) ** -0.5
-        return torch.empty_like(site["fn"].sample()).uniform_(-bound, bound)
-    return fallback(site) if fallback is not None else None

@@ -1,6 +1,6 @@
 """The masked weight: a draw from a dropout posterior, kept as (loc, mask) and never as their dense product.
 
-First in the chain weight → distributions → guides → losses.
+First in the chain weight → distributions → guides → losses; what layers do with it stands in ``layers``.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map
+
+from pyro_dropout.layers import LAYERS
 
 
 class MaskedUnits(NamedTuple):
@@ -101,7 +102,7 @@ class MaskedWeight(torch.Tensor):
         >>> w = MaskedWeight(loc, z, keep=torch.tensor([0.5]))
         >>> w.shape
         torch.Size([3, 1, 2])
-        >>> F.linear(torch.tensor([[1.0, 10.0]]), w).flatten()
+        >>> torch.nn.functional.linear(torch.tensor([[1.0, 10.0]]), w).flatten()
         tensor([ 2., 20., 22.])
     """
 
@@ -175,11 +176,11 @@ class MaskedWeight(torch.Tensor):
             x = x.unflatten(0, self.lead)
         batch = x.shape[: x.dim() - 1 - space]
         if not isinstance(self.mask, DatumMask):
-            return x * self._align(self.mask / self.keep, batch, space)
+            return x * self.align(self.mask / self.keep, batch, space)
         z = self.mask.draw(self._datum_shape(batch))
         ties = len(batch) - z.dim() + 1  # one mask for all further dimensions of a datum (time)
         z = z.reshape(*z.shape[:-1], *(1,) * ties, z.shape[-1], *(1,) * space)
-        return x * (z / self._align(self.keep, batch, space))
+        return x * (z / self.align(self.keep, batch, space))
 
     def _datum_shape(self, batch: torch.Size) -> tuple[int, ...]:
         if self.lead:
@@ -189,7 +190,7 @@ class MaskedWeight(torch.Tensor):
         plates = self.batch_shape if self.batch_shape[-1] == 1 else self.batch_shape + (1,)
         return tuple(torch.broadcast_shapes(plates, batch))
 
-    def _align(self, part: Tensor, batch: torch.Size, space: int = 0, event_dim: int = 1) -> Tensor:
+    def align(self, part: Tensor, batch: torch.Size, space: int = 0, event_dim: int = 1) -> Tensor:
         """Inserts the dimensions that make ``[*plates, *event]`` broadcast against an input's batch dimensions."""
         plates = part.shape[: part.dim() - event_dim]
         gap = 0
@@ -225,7 +226,9 @@ class MaskedWeight(torch.Tensor):
         if func in _METADATA:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
-        structured = _STRUCTURED.get(func)
+        structured = _BATCH_OPERATIONS.get(func)
+        if structured is None and isinstance(args[1] if len(args) > 1 else kwargs.get("weight"), MaskedWeight):
+            structured = LAYERS.get(func)
         if structured is not None:
             result = structured(*args, **kwargs)
             if result is not NotImplemented:
@@ -249,67 +252,6 @@ _METADATA = {
     for name in ("size", "dim", "ndimension", "numel", "nelement", "__len__", "__hash__", "is_floating_point")
     + ("is_complex", "element_size", "get_device")
 }
-
-
-# Layers: the input is masked, loc is used as it is.
-
-
-def drop_equal(t: Tensor, event_dim: int) -> Tensor:
-    """Drops batch dimensions along which all entries are the same memory (size 1, or expanded)."""
-    for d in range(t.dim() - event_dim):
-        if t.shape[d] > 1 and t.stride(d) != 0:
-            return t
-    return t[(0,) * (t.dim() - event_dim)] if t.dim() > event_dim else t
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
-    if not isinstance(weight, MaskedWeight) or isinstance(bias, MaskedWeight) or weight.units != MaskedUnits():
-        return NotImplemented
-    x = weight.mask_input(x)
-    batch = x.shape[:-1]
-    loc = drop_equal(weight.loc, 2)
-    bias = None if bias is None else drop_equal(bias, 1)
-    if loc.dim() == 2:
-        fused = bias if bias is None or bias.dim() == 1 else None
-        out = F.linear(x, loc, fused)
-    else:
-        fused = None
-        loc = weight._align(loc, batch, event_dim=2)
-        out = x @ loc.squeeze(-3).mT if loc.shape[-3] == 1 else (x.unsqueeze(-2) @ loc.mT).squeeze(-2)
-    if bias is not fused:
-        out = out + weight._align(bias, batch)  # type: ignore[arg-type]
-    return out.flatten(0, len(weight.lead) - 1) if weight.lead else out
-
-
-def _convolution(convolve: Callable, space: int, dim: int) -> Callable:
-    def layer(input: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        if not isinstance(weight, MaskedWeight) or isinstance(bias, MaskedWeight) or weight.units.dim != dim:
-            return NotImplemented
-        channels = input.shape[-1 - space]
-        if isinstance(weight.mask, Tensor) and channels != weight.mask.shape[-1]:
-            return NotImplemented  # one mask entry for the same channel of every group: dense
-        x = weight.mask_input(input, space)
-        batch = x.shape[: x.dim() - 1 - space]
-        loc = drop_equal(weight.loc, space + 2)
-        bias = None if bias is None else drop_equal(bias, 1)
-        fused = bias if bias is None or bias.dim() == 1 else None
-        if loc.dim() == space + 2:
-            outer = batch[:-1]
-            out = convolve(x.flatten(0, len(outer)) if outer else x, loc, fused, *args, **kwargs)
-            out = out.unflatten(0, batch) if outer else out
-        else:
-            # Many networks at once: one grouped convolution, which is what vmap makes of it.
-            loc = weight._align(loc, batch, event_dim=space + 2).squeeze(-space - 3)
-            outer = torch.broadcast_shapes(batch[:-1], loc.shape[: loc.dim() - space - 2])
-            x = x.expand(*outer, *x.shape[len(batch) - 1 :])
-            loc = loc.expand(*outer, *weight.event_shape)
-            pairs = (t.reshape(-1, *t.shape[len(outer) :]) for t in (x, loc))
-            out = torch.vmap(lambda a, b: convolve(a, b, fused, *args, **kwargs))(*pairs).unflatten(0, outer)
-        if bias is not fused:
-            out = out + weight._align(bias, batch, space)  # type: ignore[arg-type]
-        return out.flatten(0, len(weight.lead) - 1) if weight.lead else out
-
-    return layer
 
 
 # Batch operations, applied to the mask (and to loc and keep where they have batch dimensions of their own).
@@ -439,14 +381,7 @@ def _each_tensor(method: Callable) -> Callable:
     return call
 
 
-_STRUCTURED: dict[Any, Callable] = {
-    F.linear: _linear,
-    torch.conv1d: _convolution(torch.conv1d, 1, dim=1),
-    torch.conv2d: _convolution(torch.conv2d, 2, dim=1),
-    torch.conv3d: _convolution(torch.conv3d, 3, dim=1),
-    torch.conv_transpose1d: _convolution(torch.conv_transpose1d, 1, dim=0),
-    torch.conv_transpose2d: _convolution(torch.conv_transpose2d, 2, dim=0),
-    torch.conv_transpose3d: _convolution(torch.conv_transpose3d, 3, dim=0),
+_BATCH_OPERATIONS: dict[Any, Callable] = {
     torch.stack: _stack,
     torch.Tensor.__getitem__: _getitem,
     torch.Tensor.reshape: _reshape,

@@ -1,0 +1,84 @@
+"""Layers with a masked weight: the input is masked, ``loc`` is used as it is.
+
+Below the chain weight → distributions → guides → losses: the weight calls these for its operations. ``weight`` is
+always a :class:`~pyro_dropout.weight.MaskedWeight`; a layer that cannot mask its input returns NotImplemented, and
+gets the dense weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def drop_equal(t: Tensor, event_dim: int) -> Tensor:
+    """Drops batch dimensions along which all entries are the same memory (size 1, or expanded)."""
+    for d in range(t.dim() - event_dim):
+        if t.shape[d] > 1 and t.stride(d) != 0:
+            return t
+    return t[(0,) * (t.dim() - event_dim)] if t.dim() > event_dim else t
+
+
+def _linear(input: Tensor, weight: Any, bias: Tensor | None = None) -> Any:
+    if weight.units != (2, 1, 1):  # event_dim, dim, groups
+        return NotImplemented
+    x = weight.mask_input(input)
+    batch = x.shape[:-1]
+    loc = drop_equal(weight.loc, 2)
+    bias = None if bias is None else drop_equal(bias, 1)
+    if loc.dim() == 2:
+        fused = bias if bias is None or bias.dim() == 1 else None
+        out = F.linear(x, loc, fused)
+    else:
+        fused = None
+        loc = weight.align(loc, batch, event_dim=2)
+        out = x @ loc.squeeze(-3).mT if loc.shape[-3] == 1 else (x.unsqueeze(-2) @ loc.mT).squeeze(-2)
+    if bias is not fused:
+        out = out + weight.align(bias, batch)
+    return out.flatten(0, len(weight.lead) - 1) if weight.lead else out
+
+
+def _convolution(convolve: Callable, space: int, dim: int) -> Callable:
+    def layer(input: Tensor, weight: Any, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        if weight.units.dim != dim:
+            return NotImplemented
+        channels = input.shape[-1 - space]
+        if isinstance(weight.mask, Tensor) and channels != weight.mask.shape[-1]:
+            return NotImplemented  # one mask entry for the same channel of every group: dense
+        x = weight.mask_input(input, space)
+        batch = x.shape[: x.dim() - 1 - space]
+        loc = drop_equal(weight.loc, space + 2)
+        bias = None if bias is None else drop_equal(bias, 1)
+        fused = bias if bias is None or bias.dim() == 1 else None
+        if loc.dim() == space + 2:
+            outer = batch[:-1]
+            out = convolve(x.flatten(0, len(outer)) if outer else x, loc, fused, *args, **kwargs)
+            out = out.unflatten(0, batch) if outer else out
+        else:
+            # Many networks at once: one grouped convolution, which is what vmap makes of it.
+            loc = weight.align(loc, batch, event_dim=space + 2).squeeze(-space - 3)
+            outer = torch.broadcast_shapes(batch[:-1], loc.shape[: loc.dim() - space - 2])
+            x = x.expand(*outer, *x.shape[len(batch) - 1 :])
+            loc = loc.expand(*outer, *weight.event_shape)
+            pairs = (t.reshape(-1, *t.shape[len(outer) :]) for t in (x, loc))
+            out = torch.vmap(lambda a, b: convolve(a, b, fused, *args, **kwargs))(*pairs).unflatten(0, outer)
+        if bias is not fused:
+            out = out + weight.align(bias, batch, space)
+        return out.flatten(0, len(weight.lead) - 1) if weight.lead else out
+
+    return layer
+
+
+LAYERS: dict[Any, Callable] = {
+    F.linear: _linear,
+    torch.conv1d: _convolution(torch.conv1d, 1, dim=1),
+    torch.conv2d: _convolution(torch.conv2d, 2, dim=1),
+    torch.conv3d: _convolution(torch.conv3d, 3, dim=1),
+    torch.conv_transpose1d: _convolution(torch.conv_transpose1d, 1, dim=0),
+    torch.conv_transpose2d: _convolution(torch.conv_transpose2d, 2, dim=0),
+    torch.conv_transpose3d: _convolution(torch.conv_transpose3d, 3, dim=0),
+}
