@@ -34,8 +34,9 @@ def from_pyro_svi(
     """Draws from a fitted guide and model as ArviZ groups.
 
     ``posterior`` (non-weight latents, and each site's current drop rate as ``<site>.rate``),
-    ``posterior_predictive``, ``log_likelihood`` (pointwise, unscaled), ``observed_data`` and ``constant_data``
-    (the model's other tensor arguments), all from the same draws; ``prior`` and ``prior_predictive`` on request.
+    ``posterior_predictive``, ``log_likelihood`` (pointwise, without the plate's scale or a ``poutine.mask``),
+    ``observed_data`` and ``constant_data`` (the model's other tensor arguments), all from the same draws; ``prior``
+    and ``prior_predictive`` on request.
     Dimensions carry the names of the model's plates. SVI has one chain.
 
     :param svi: a :class:`pyro.infer.SVI` or anything with ``model`` and ``guide``.
@@ -68,18 +69,25 @@ def from_pyro_svi(
         >>> idata["log_likelihood"]["obs"].dims
         ('chain', 'draw', 'data')
     """
-    model, guide, kwargs = svi.model, svi.guide, dict(model_kwargs or {})
-    posterior = _draw(model, guide, model_args, kwargs, num_samples, parallel)
-    observed = _observed(model, model_args, kwargs)
+    if not (isinstance(num_samples, int) and num_samples > 0):
+        raise ValueError(f"num_samples must be a positive integer, but found {num_samples!r}")
+    kwargs = dict(model_kwargs or {})
+    with torch.no_grad(), poutine.block():
+        one = poutine.trace(svi.model).get_trace(*model_args, **kwargs)
+    observed = {n: site["value"] for n, site in _sites(one) if site["is_observed"] and not _is_deterministic(site)}
     if not observed:
         raise ValueError("the model observes nothing with these arguments: pass the data in model_args")
+    # A plate that draws its subsample keeps this one, so that all draws see the same data.
+    indices = {n: s["value"] for n, s in one.nodes.items() if s["type"] == "sample" and site_is_subsample(s)}
+    model, guide = (poutine.condition(f, data=indices) for f in (svi.model, svi.guide))
+    posterior = _draw(model, guide, model_args, kwargs, num_samples, parallel, one)
     groups: dict[str, dict[str, Tensor]] = {
-        "posterior": posterior.latents(weights) | _rates(guide, num_samples),
+        "posterior": posterior.latents(weights) | _rates(svi.guide, num_samples),
         "posterior_predictive": posterior.predictive,
         "log_likelihood": posterior.log_likelihood,
     }
     if prior:
-        drawn = _draw(model, None, model_args, kwargs, num_samples, parallel)
+        drawn = _draw(model, None, model_args, kwargs, num_samples, parallel, one)
         groups |= {"prior": drawn.latents(weights), "prior_predictive": drawn.predictive}
     for group, variables in groups.items():
         for name, value in variables.items():
@@ -88,7 +96,7 @@ def from_pyro_svi(
     arrays = {group: {n: _array(v)[None] for n, v in variables.items()} for group, variables in groups.items()}
     arrays["observed_data"] = {n: _array(v) for n, v in observed.items()}
     if constant_data is None:
-        constant_data = _inputs(model, model_args, kwargs, observed)
+        constant_data = _inputs(svi.model, model_args, kwargs, observed)
     arrays["constant_data"] = {n: _array(v) for n, v in constant_data.items()}
     import arviz  # here: it is slow to import, and 0.23 warns as it is
 
@@ -109,10 +117,12 @@ class _Draws:
         return self.small | self.weights if weights else self.small
 
 
-def _draw(model: Callable, guide: Any, args: Any, kwargs: Any, num_samples: int, parallel: bool) -> _Draws:
-    """Latents from the guide (or, without one, the prior); for each the data's log-likelihood and a replicate."""
+def _draw(model: Callable, guide: Any, args: Any, kwargs: Any, num_samples: int, parallel: bool, one: Any) -> _Draws:
+    """Latents from the guide (or, without one, the prior); for each the data's log-likelihood and a replicate.
+
+    :param one: a trace of the model without the plate of draws, for shapes.
+    """
     with torch.no_grad(), poutine.block():
-        one = poutine.trace(model).get_trace(*args, **kwargs)
         frames = [f for _, site in _sites(one) for f in site["cond_indep_stack"] if f.vectorized]
         nesting = max((-f.dim for f in frames), default=0)
         if parallel:
@@ -140,7 +150,6 @@ def _sites(trace: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _from_trace(trace: Any, one: Any, nesting: int, num_samples: int) -> _Draws:
-    """:param one: a trace of the model without the plate of draws, for shapes."""
     draws = _Draws()
     lead = (num_samples,) if num_samples else ()
     for name, site in _sites(trace):
@@ -157,7 +166,7 @@ def _from_trace(trace: Any, one: Any, nesting: int, num_samples: int) -> _Draws:
             kept = tuple(batch[f.dim] for f in frames)
             return t.reshape((*batch[: len(lead)], *kept, *event)).expand((*lead, *kept, *event))
 
-        if site["infer"].get("_deterministic"):  # declares no event dimensions, so its batch may stand anywhere
+        if _is_deterministic(site):  # declares no event dimensions, so its batch may stand anywhere
             shape = one.nodes[name]["value"].shape
             each = value.numel() == shape.numel() * max(num_samples, 1)
             draws.small[name] = value.reshape((*lead, *shape)) if each else value.reshape(shape).expand((*lead, *shape))
@@ -173,14 +182,8 @@ def _from_trace(trace: Any, one: Any, nesting: int, num_samples: int) -> _Draws:
     return draws
 
 
-def _observed(model: Callable, args: Any, kwargs: Any) -> dict[str, Tensor]:
-    with torch.no_grad(), poutine.block():
-        trace = poutine.trace(model).get_trace(*args, **kwargs)
-    return {
-        name: site["value"]
-        for name, site in _sites(trace)
-        if site["is_observed"] and not site["infer"].get("_deterministic")
-    }
+def _is_deterministic(site: Any) -> bool:
+    return bool(site["infer"].get("_deterministic"))
 
 
 def _rates(guide: Any, num_samples: int) -> dict[str, Tensor]:

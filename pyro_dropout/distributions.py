@@ -187,8 +187,7 @@ class ConcreteMask(_Mask):
         if self._drawn is not None and value is self._drawn[0]:
             y = self._drawn[1]
         else:
-            tiny = torch.finfo(value.dtype).eps
-            y = torch.logit(value, eps=tiny)
+            y = torch.logit(value, eps=torch.finfo(value.dtype).eps)
         noise = self.temperature * y - self.logits
         # logistic density of the noise, times d noise / d z = t / (z (1 - z))
         log_prob = math.log(self.temperature) - noise - 2 * F.softplus(-noise) + F.softplus(y) + F.softplus(-y)

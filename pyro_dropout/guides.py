@@ -46,6 +46,7 @@ class DropoutGuide(AutoGuide):
         self._rate = rate
         self._make_rest = rest
         self._units: dict[str, MaskedUnits] = {}
+        self._snapshots: dict[str, Any] = {}
         self.locs = PyroModule()
 
     def _add_rate(self, name: str, rate: Tensor, batch_shape: torch.Size, units: int) -> None:
@@ -105,11 +106,11 @@ class DropoutGuide(AutoGuide):
                 loc = periodic_repeat(loc, full_size, frame.dim - fn.event_dim).contiguous()
         units = site["infer"].get("masked_units") or MaskedUnits(fn.event_dim)
         count = units.count(fn.event_shape)
-        rate = torch.as_tensor(rate, dtype=loc.dtype, device=loc.device)
         try:
+            rate = torch.as_tensor(rate, dtype=loc.dtype, device=loc.device)
             BernoulliMask(rate, units=count)
-        except ValueError as error:
-            raise ValueError(f"site {name!r}: {error}") from error
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"site {name!r}: rate {rate!r} is not usable: {error}") from error
         self._units[name] = units
         self._set_parameter(self.locs, name, loc, fn.event_dim)
         self._add_rate(name, rate.reshape(1) if rate.dim() == 0 else rate, loc.shape[: -fn.event_dim], count)
@@ -129,7 +130,7 @@ class DropoutGuide(AutoGuide):
             with ExitStack() as stack:
                 for frame in site["cond_indep_stack"]:
                     stack.enter_context(plates[frame.name])
-                loc = _read(self, "locs." + name)
+                loc = self._loc(name)
                 mask = self._mask(name, units.count(site["fn"].event_shape))
                 z = pyro.sample(name + ".mask", mask, infer={"is_auxiliary": True})
                 weight = MaskedWeight(loc, z, mask.keep, units, name)
@@ -139,10 +140,20 @@ class DropoutGuide(AutoGuide):
             result.update(rest(*args, **kwargs))
         return result
 
+    def _loc(self, name: str) -> Tensor:
+        loc = _read(self, "locs." + name)
+        if torch.is_grad_enabled():
+            return loc
+        # Draws that are kept must not change when training goes on; all draws until then share one copy.
+        state = (loc.data_ptr(), loc._version)
+        if self._snapshots.get(name, (None,))[0] != state:
+            self._snapshots[name] = (state, loc.detach().clone())
+        return self._snapshots[name][1]
+
     def rates(self) -> dict[str, Tensor]:
         """Current probability of dropping, by site: a number, or one per unit."""
         names = [name.removesuffix("_unconstrained") for name, _ in self.locs.named_parameters()]
-        rates = {name: self._mask(name, units=1).rate.detach() for name in names}
+        rates = {name: self._mask(name, units=1).rate.detach().clone() for name in names}
         return {name: rate.squeeze(-1) if rate.shape[-1] == 1 else rate for name, rate in rates.items()}
 
     @torch.no_grad()
@@ -194,7 +205,7 @@ class DropoutGuide(AutoGuide):
         # AutoGuide's own takes the model away from the guide that is being copied.
         for parameter in self.parameters():
             parameter.__dict__.pop("unconstrained", None)
-        state = {**self.__dict__, "_model": (None,), "master": None}
+        state = {**self.__dict__, "_model": (None,), "master": None, "_snapshots": {}}
         if self.prototype_trace is not None:  # what is needed only before the first call (and may be a lambda)
             state.update(_rate=None, _make_rest=None)
         return state
@@ -202,7 +213,7 @@ class DropoutGuide(AutoGuide):
     def __deepcopy__(self, memo: dict[int, Any]) -> DropoutGuide:
         new = object.__new__(type(self))
         new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        new._model = self._model
+        new._model = copy.deepcopy(self._model, memo) if self.prototype_trace is None else self._model
         return new
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
@@ -346,12 +357,13 @@ class AutoConcreteDropout(DropoutGuide):
 
 
 def _is_weight(msg: Any) -> bool:
-    """Weight sites are the latents with at least two event dimensions."""
+    """Weight sites are the latents with at least two event dimensions, unless BayesianModule knows better."""
     return (
         msg["type"] == "sample"
         and not msg["is_observed"]
         and not site_is_subsample(msg)
         and getattr(msg["fn"], "event_dim", 0) >= 2
+        and msg["infer"].get("masked_units", MaskedUnits) is not None
     )
 
 

@@ -6,6 +6,7 @@ Last in the chain weight → distributions → guides → losses.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pyro.distributions as dist
@@ -69,8 +70,9 @@ class TraceDropout_ELBO(ELBO):
         same objective; the first has the lower variance.
     :param max_plate_nesting: as in Pyro; guessed from one run if particles are vectorised.
     :param retain_graph: as in Pyro.
-    :raises ValueError: at a step: a loss or gradient that is not finite (parameters are left as they were), or
-        masks per datum without a data plate.
+    :raises ValueError: at a step: a loss that is not finite, in ``loss_and_grads`` (``SVI``) a gradient that is not
+        finite either, with parameters left as they were; masks per datum without a data plate, or for a layer
+        whose input does not have the data first.
 
     Example::
 
@@ -96,7 +98,7 @@ class TraceDropout_ELBO(ELBO):
     ) -> None:
         if masks not in ("datum", "draw"):
             raise ValueError(f'masks must be "datum" or "draw", but found {masks!r}')
-        if not (isinstance(num_particles, int) and num_particles > 0):
+        if isinstance(num_particles, bool) or not (isinstance(num_particles, int) and num_particles > 0):
             raise ValueError(f"num_particles must be a positive integer, but found {num_particles!r}")
         self.masks = masks
         super().__init__(
@@ -119,11 +121,18 @@ class TraceDropout_ELBO(ELBO):
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """An estimate of the negative ELBO, whose gradient is added to the parameters' ``grad``."""
         total = 0.0
-        for loss, parameters in self._particles(model, guide, args, kwargs):
-            total += torch_item(loss)
-            if loss.requires_grad:
-                loss.backward(retain_graph=self.retain_graph)
-                _check_gradients(parameters)
+        parameters: dict[str, Tensor] = {}
+        try:
+            for loss, parameters in self._particles(model, guide, args, kwargs):
+                total += torch_item(loss)
+                if loss.requires_grad:
+                    loss.backward(retain_graph=self.retain_graph)
+                    if not _finite_gradients(parameters):
+                        raise ValueError(_explain_gradients(parameters, _find_nonfinite(model, guide, args, kwargs)))
+        except ValueError:
+            for parameter in parameters.values():
+                parameter.grad = None  # or the next step would add to it
+            raise
         return total
 
     def _particles(
@@ -139,7 +148,7 @@ class TraceDropout_ELBO(ELBO):
         except ValueError as error:
             culprit = _find_nonfinite(model, guide, args, kwargs)
             if culprit:
-                raise ValueError(f"{culprit}; parameters were not changed") from error
+                raise ValueError(f"{culprit}; parameters were not changed ({error})") from error
             raise
 
     def _get_trace(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> Any:
@@ -165,7 +174,7 @@ class TraceDropout_ELBO(ELBO):
                     f"latent site {name!r} of the model is not in the guide: the loss needs a guide for it"
                 )
             else:
-                terms.append(_sum(_kl(guide_sites[name], site), guide_sites[name]))
+                terms.append(_kl(guide_sites[name], site))
         for name, site in guide_sites.items():
             if name not in model_sites:  # auxiliary
                 gains.append(_sum(_entropy(site), site))
@@ -194,21 +203,22 @@ def _log_prob_sum(trace: Any, name: str, max_plate_nesting: float) -> Tensor:
 
 
 def _kl(guide_site: Any, model_site: Any) -> Tensor:
+    """A latent's share of the loss, with the prior scaled and masked as in the model and q as in the guide."""
     q, p = guide_site["fn"], model_site["fn"]
     if isinstance(q, MaskedDelta):
-        return quantised_cross_entropy(q.weight, p)
+        return _sum(quantised_cross_entropy(q.weight, p), model_site)  # the entropy is the mask site's
     if isinstance(q, dist.Delta):
-        return q.log_density + point_cross_entropy(q.v, p)
+        return _sum(q.log_density, guide_site) + _sum(point_cross_entropy(q.v, p), model_site)
     if not q.has_rsample:
         raise NotImplementedError(
             f"the guide's site {guide_site['name']!r} is {type(q).__name__}, which is not reparametrised: use "
             "Trace_ELBO, or a reparametrised guide for this site"
         )
-    try:
-        return kl_divergence(q, p)
-    except NotImplementedError:
-        value = guide_site["value"]
-        return q.log_prob(value) - p.log_prob(value)
+    if guide_site["scale"] is model_site["scale"] or guide_site["scale"] == model_site["scale"]:
+        with suppress(NotImplementedError):
+            return _sum(kl_divergence(q, p), guide_site)
+    value = guide_site["value"]
+    return _sum(q.log_prob(value), guide_site) - _sum(p.log_prob(value), model_site)
 
 
 def _entropy(site: Any) -> Tensor:
@@ -224,14 +234,30 @@ def _entropy(site: Any) -> Tensor:
 
 
 def _check_data_plates(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> None:
-    """One mask per datum needs a likelihood that factorises over data: a plate that the weights are not in."""
+    """One mask per datum needs a likelihood that factorises over data, and layers that see the data first."""
     weights = [s for s in guide_sites.values() if isinstance(s["fn"], MaskedDelta)]
-    around = {frame.name for site in weights for frame in site["cond_indep_stack"]} | {"num_particles_vectorized"}
+    around = {f for site in weights for f in site["cond_indep_stack"]}
+    names = {f.name for f in around} | {"num_particles_vectorized"}
+    sizes = {}
     for name, site in model_sites.items():
-        if weights and site["is_observed"] and all(f.name in around for f in site["cond_indep_stack"]):
+        if weights and site["is_observed"]:
+            data = {f.name: f.size for f in site["cond_indep_stack"] if f.name not in names}
+            if not data:
+                raise ValueError(
+                    f"observed site {name!r} is in no data plate, but masks per datum need to know what one datum is: "
+                    f'put it into `with pyro.plate("data", N)`, or use masks="draw"'
+                )
+            sizes.update(data)
+    known = {1, *sizes.values(), *(f.size for f in around)}
+    for site in weights:
+        mask = site["fn"].weight.mask
+        if not isinstance(mask, DatumMask):
+            continue
+        drawn = {size for m in (mask, *mask.entries.values()) for shape in m.draws for size in shape}
+        if not drawn <= known:
             raise ValueError(
-                f"observed site {name!r} is in no data plate, but masks per datum need to know what one datum is: put "
-                f'it into `with pyro.plate("data", N)`, or use masks="draw"'
+                f"weight {site['name']!r} drew masks for {min(drawn - known)} data, but the data plates are "
+                f'{sizes}: the first dimension of a layer\'s input must be the data, or use masks="draw"'
             )
 
 
@@ -240,17 +266,17 @@ def _parameters(*traces: Any) -> dict[str, Tensor]:
     return {name: getattr(value, "unconstrained", lambda v=value: v)() for name, value in sites.items()}
 
 
-def _check_gradients(parameters: dict[str, Tensor]) -> None:
+def _finite_gradients(parameters: dict[str, Tensor]) -> bool:
     gradients = [p.grad for p in parameters.values() if p.grad is not None]
-    if not gradients or bool(torch.isfinite(torch.stack(torch._foreach_norm(gradients, float("inf"))).sum())):
-        return
+    if not gradients:
+        return True
+    return bool(torch.isfinite(torch.stack(torch._foreach_norm(gradients, float("inf"))).sum()))
+
+
+def _explain_gradients(parameters: dict[str, Tensor], culprit: str | None) -> str:
     broken = [n for n, p in parameters.items() if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
-    for parameter in parameters.values():
-        parameter.grad = None  # or the next step would add to them
-    raise ValueError(
-        f"the loss is finite, but the gradient of {', '.join(broken)} is not (infinite input, or a function without a "
-        "slope where it was evaluated); parameters were not changed"
-    )
+    why = culprit or "a function may have no slope where it was evaluated"
+    return f"the loss is finite, but the gradient of {', '.join(broken)} is not: {why}; parameters were not changed"
 
 
 def _find_nonfinite(model: Any, guide: Any, args: Any, kwargs: Any) -> str | None:

@@ -46,6 +46,12 @@ def predictive_moments(mean: Tensor, noise_variance: Tensor | float = 0.0) -> Pr
     if mean.dim() == 0:
         raise ValueError("mean must have draws on its first dimension, but found a scalar")
     noise = torch.as_tensor(noise_variance, dtype=mean.dtype, device=mean.device)
+    if noise.dim() not in (0, mean.dim()):
+        raise ValueError(
+            f"noise_variance must be a number or have the {mean.dim()} dimensions of mean, {tuple(mean.shape)}, with "
+            f"draws first, but found shape {tuple(noise.shape)}"
+        )
+    _check_finite(mean=mean, noise_variance=noise)
     if bool((noise < 0).any()):
         raise ValueError(f"noise_variance must not be negative, but found {noise.min().item()}")
     center = mean.mean(0)
@@ -71,6 +77,8 @@ def predictive_log_likelihood(log_likelihood: Tensor) -> Tensor:
     """
     if log_likelihood.dim() == 0:
         raise ValueError("log_likelihood must have draws on its first dimension, but found a scalar")
+    if bool(log_likelihood.isnan().any()):
+        raise ValueError("log_likelihood has NaN entries: was the fit finite?")
     return log_likelihood.logsumexp(0) - math.log(log_likelihood.shape[0])
 
 
@@ -91,5 +99,12 @@ def interval_coverage(draws: Tensor, target: Tensor, probability: float) -> floa
         raise ValueError(f"probability must be in (0, 1), but found {probability}")
     if draws.shape[1:] != target.shape:
         raise ValueError(f"draws of shape {tuple(draws.shape)} do not match targets of shape {tuple(target.shape)}")
+    _check_finite(draws=draws, target=target)
     low, high = draws.quantile((1 - probability) / 2, 0), draws.quantile((1 + probability) / 2, 0)
     return ((target >= low) & (target <= high)).float().mean().item()
+
+
+def _check_finite(**named: Tensor) -> None:
+    for name, value in named.items():
+        if not bool(torch.isfinite(value).all()):
+            raise ValueError(f"{name} has {int((~torch.isfinite(value)).sum())} NaN or infinite entries")

@@ -43,8 +43,8 @@ class BayesianModule(PyroModule):
         parameter an ordinary learnable one. ``Normal(0., 1/l)`` has lengthscale l: l² is a prior *precision*,
         l = 1e-4 means a standard deviation of 1e4.
     :param event_dim: number of dimensions of one datum in the network's positional inputs, an int or one per
-        input. By default the first layer tells: 1 for linear layers (``[N, in]``), 3 for ``Conv2d``. Give 2 for
-        a linear layer on ``[N, T, in]`` if weights will have batch dimensions.
+        input. Needed only if weights will have batch dimensions and the first layer does not tell: a linear layer
+        on ``[N, in]`` has 1, ``Conv2d`` 3; for ``[N, T, in]`` say 2, for data of each network, ``[R, N, in]``, 1.
     :raises ValueError: no parameter has a prior; a prior of the wrong shape; batch dimensions that do not fit.
 
     Example::
@@ -65,6 +65,7 @@ class BayesianModule(PyroModule):
         super().__init__()
         self.event_dim = event_dim
         self.net = copy.deepcopy(net)
+        self._first = next((m for m in self.net.modules() if any(True for _ in m.parameters(recurse=False))), self.net)
         self._slots = make_slots(self.net, prior)
         if not self._slots:
             raise ValueError(f"no parameter of {type(net).__name__} has a prior: nothing in it would be Bayesian")
@@ -108,10 +109,12 @@ class BayesianModule(PyroModule):
         slot, value = self._slots[name], values[name]
         if len(value.shape) == slot.event_dim:
             return False
-        layer, attribute = slot.owners[0]
-        weight = value if attribute == "weight" else values.get(name.removesuffix("bias") + "weight")
-        masks_input = isinstance(layer, (nn.Linear, *CONVOLUTIONS)) and attribute in ("weight", "bias")
-        return not (masks_input and isinstance(weight, MaskedWeight))
+        for layer, attribute in slot.owners:
+            weight = value if attribute == "weight" else values.get(name.removesuffix("bias") + "weight")
+            masks_input = isinstance(layer, (nn.Linear, *CONVOLUTIONS)) and attribute in ("weight", "bias")
+            if not (masks_input and isinstance(weight, MaskedWeight)):
+                return True
+        return False
 
     def _event_dims(self, args: Any, plates: torch.Size) -> Sequence[int]:
         """Event dimensions of each input; empty where none are known and none are needed."""
@@ -120,17 +123,18 @@ class BayesianModule(PyroModule):
             if len(event_dims) != len(args):
                 raise ValueError(f"event_dim={self.event_dim} names {len(event_dims)} inputs, but found {len(args)}")
             return event_dims
-        layer, _ = next(iter(self._slots.values())).owners[0]
+        layer = self._first
         if isinstance(layer, CONVOLUTIONS):
-            return [layer.weight.dim() - 1] * len(args)
+            return [len(layer.kernel_size) + 1] * len(args)
         if not plates:
             return []
-        if isinstance(layer, nn.Linear):
+        shapes = [tuple(a.shape) for a in args if isinstance(a, Tensor)]
+        if isinstance(layer, nn.Linear) and all(len(shape) <= 2 for shape in shapes):
             return [1] * len(args)
         raise ValueError(
             f"weights of {type(self.net).__name__} have batch shape {tuple(plates)}, and its first layer, a "
-            f"{type(layer).__name__}, does not tell which dimensions of the input are one datum: give "
-            "BayesianModule event_dim"
+            f"{type(layer).__name__} on inputs of shape {', '.join(map(str, shapes))}, does not tell which dimensions "
+            "are one datum: give BayesianModule event_dim (1 for [..., features], 2 for [..., time, features])"
         )
 
     def _merge_batch(
@@ -149,6 +153,12 @@ class BayesianModule(PyroModule):
             ) from error
         if len(lead) < 2:
             return self._run(values, args, kwargs)
+        for key, value in kwargs.items():
+            if isinstance(value, Tensor):
+                raise ValueError(
+                    f"the network got the tensor {key!r} by keyword, whose batch cannot be merged with that of "
+                    "positional inputs: pass it by position, with its event_dim"
+                )
         values = {n: v.replace(lead=tuple(lead)) if isinstance(v, MaskedWeight) else v for n, v in values.items()}
         merged = [
             a.expand(*lead, *a.shape[a.dim() - e :]).flatten(0, len(lead) - 1) if isinstance(a, Tensor) else a
@@ -187,7 +197,7 @@ class BayesianModule(PyroModule):
             return self._run({**values, **own}, [data.get(i, a) for i, a in enumerate(args)], kwargs)
 
         in_turn = any(isinstance(v, MaskedWeight) for v in own.values())
-        if in_turn or any(isinstance(layer, _WITHOUT_VMAP) for layer in self.net.modules()):
+        if in_turn or self._trains_batch_norm() or any(isinstance(m, _WITHOUT_VMAP) for m in self.net.modules()):
             outs = [
                 run({name: v[k] for name, v in own.items()}, {i: a[k] for i, a in data.items()})
                 for k in range(plates.numel())
@@ -203,8 +213,11 @@ class BayesianModule(PyroModule):
             not torch.is_grad_enabled()
             and plates.numel() * self._data_rows(event_dims, args) > _ROWS
             and not any(isinstance(v, MaskedWeight) and isinstance(v.mask, DatumMask) for v in values.values())
-            and not any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in self.net.modules())
+            and not self._trains_batch_norm()
         )
+
+    def _trains_batch_norm(self) -> bool:
+        return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in self.net.modules())
 
     def _data_rows(self, event_dims: Sequence[int], args: Any) -> int:
         batches = [a.shape[: a.dim() - e] for a, e in zip(args, event_dims, strict=False) if isinstance(a, Tensor)]

@@ -64,7 +64,8 @@ def make_slots(net: nn.Module, prior: Any) -> dict[str, Slot]:
 
 
 def _masked_units(layer: nn.Module, parameter: Tensor) -> MaskedUnits | None:
-    if parameter.dim() < 2:
+    """None for what is no weight: vectors, and the scales and shifts of normalisation layers."""
+    if parameter.dim() < 2 or isinstance(layer, nn.LayerNorm | nn.RMSNorm):
         return None
     if isinstance(layer, _TRANSPOSED):
         return MaskedUnits(parameter.dim(), dim=0)

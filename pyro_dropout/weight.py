@@ -63,12 +63,25 @@ class DatumMask:
     A layer that is called twice with batches of one shape uses one mask.
 
     :param distribution: the mask distribution; its batch shape is that of the plates around the weight.
-    :param draws: masks that were drawn before, by batch shape.
     """
 
-    def __init__(self, distribution: DrawsMasks, draws: dict[tuple[int, ...], Tensor] | None = None) -> None:
+    def __init__(self, distribution: DrawsMasks) -> None:
         self.distribution = distribution
-        self.draws = {} if draws is None else draws
+        self.draws: dict[tuple[int, ...], Tensor] = {}
+        self.entries: dict[int, DatumMask] = {}
+
+    def entry(self, index: int) -> DatumMask:
+        """The mask of one entry of the plates, the same for every call."""
+        if index not in self.entries:
+            self.entries[index] = DatumMask(self.distribution.expand(()))
+        return self.entries[index]
+
+    def relaid(self, batch_shape: torch.Size) -> DatumMask:
+        """The same mask in plates of another shape; what is drawn stays drawn."""
+        new = DatumMask(self.distribution.expand(batch_shape))
+        if batch_shape.numel() == self.distribution.batch_shape.numel():
+            new.draws, new.entries = self.draws, self.entries
+        return new
 
     def draw(self, batch_shape: tuple[int, ...]) -> Tensor:
         """The mask of shape ``[*batch_shape, units]``."""
@@ -160,8 +173,10 @@ class MaskedWeight(torch.Tensor):
         """The product ``loc · diag(z) / keep`` as an ordinary tensor ``[*batch, *event]``."""
         if isinstance(self.mask, DatumMask):
             raise NotImplementedError(
-                f"weight {self.site!r} has one mask per datum, which only linear layers and convolutions can take; "
-                'this operation needs the dense weight: use masks="draw" in the loss, or block this site'
+                f"weight {self.site!r} has one mask per datum, but this operation needs the dense weight: only linear "
+                "layers, and convolutions whose input channels are masked, take a mask per datum; use "
+                'masks="draw" in the loss, or (transposed or grouped convolutions that BayesianModule does not make) '
+                'say which units to mask with pyro.sample(..., infer={"masked_units": MaskedUnits(...)})'
             )
         return (self.loc * self.units.spread(self.mask / self.keep, self.event_shape)).expand(self.shape)
 
@@ -183,10 +198,10 @@ class MaskedWeight(torch.Tensor):
         return x * (z / self.align(self.keep, batch, space))
 
     def _datum_shape(self, batch: torch.Size) -> tuple[int, ...]:
+        if not self.batch_shape:
+            return (*batch[:1], *(1,) * (len(self.lead) - 1))
         if self.lead:
             return self.lead
-        if not self.batch_shape:
-            return tuple(batch[:1])
         plates = self.batch_shape if self.batch_shape[-1] == 1 else self.batch_shape + (1,)
         return tuple(torch.broadcast_shapes(plates, batch))
 
@@ -207,6 +222,7 @@ class MaskedWeight(torch.Tensor):
         if found != count:
             raise ValueError(
                 f"weight {self.site!r} masks {count} input units, but the layer's input has shape {tuple(x.shape)}"
+                + ("; if BayesianModule took too few dimensions for one datum, give it event_dim" if self.lead else "")
             )
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
@@ -274,8 +290,7 @@ def _map_batch(weight: MaskedWeight, operate: Callable[[Tensor, int], Tensor]) -
         mask: Any = operate(weight.mask.expand(*batch, weight.mask.shape[-1]), 1)
     elif keep.dim() == 1:
         shape = operate(keep.expand(*batch, keep.shape[-1]), 1).shape
-        same = shape[:-1].numel() == batch.numel()  # only laid out anew: what is drawn stays drawn
-        mask = DatumMask(weight.mask.distribution.expand(shape[:-1]), weight.mask.draws if same else None)
+        mask = weight.mask.relaid(shape[:-1])
     else:
         raise NotImplementedError(
             f"weight {weight.site!r} has a mask per datum and rates per plate entry, which cannot be taken apart: "
@@ -319,7 +334,10 @@ def _getitem(weight: Tensor, index: Any) -> Any:
     draws = len(key) == 1 and isinstance(key[0], Tensor) and key[0].dtype == torch.long
     if not (basic or draws) or sum(k is not None for k in key) > len(weight.batch_shape):
         return NotImplemented
-    return _map_batch(weight, lambda t, _: t[index])
+    taken = _map_batch(weight, lambda t, _: t[index])
+    if isinstance(weight.mask, DatumMask) and isinstance(index, int):
+        taken = taken.replace(mask=weight.mask.entry(index))
+    return taken
 
 
 def _sizes(shape: tuple[Any, ...]) -> tuple[int, ...] | None:
@@ -347,7 +365,7 @@ def _expand(weight: Any, *shape: Any) -> Any:
     if batch == tuple(weight.batch_shape):
         return weight
     if isinstance(weight.mask, DatumMask):
-        return weight.replace(mask=DatumMask(weight.mask.distribution.expand(batch)))
+        return weight.replace(mask=weight.mask.relaid(torch.Size(batch)))
     return weight.replace(mask=weight.mask.expand(*batch, weight.mask.shape[-1]))
 
 

@@ -146,6 +146,29 @@ def test_constant_data_and_coordinates_can_be_given():
     assert idata.observed_data["data"].values.tolist() == names
 
 
+@pytest.mark.parametrize("parallel", [True, False])
+def test_a_plate_that_subsamples_by_itself_keeps_one_subsample(parallel):
+    net = BayesianModule(nn.Linear(1, 1))
+
+    def model(x, y):
+        mean = net(x).squeeze(-1)
+        with pyro.plate("data", len(x), subsample_size=4) as index:
+            pyro.sample("obs", dist.Normal(0.001 * mean[..., index] + 10.0 * index, 0.01), obs=y[index])
+
+    x, y = torch.zeros(20, 1), 10.0 * torch.arange(20)
+    svi = SVI(model, AutoBernoulliDropout(model), pyro.optim.Adam({}), TraceDropout_ELBO(masks="draw"))
+    svi.step(x, y)
+    idata = from_pyro_svi(svi, model_args=(x, y), num_samples=5, parallel=parallel)
+    replicated = idata.posterior_predictive["obs"].values
+    np.testing.assert_allclose(replicated, np.broadcast_to(idata.observed_data["obs"], replicated.shape), atol=0.2)
+
+
+def test_wrong_numbers_of_draws():
+    svi, x, y = fit(steps=1)
+    with pytest.raises(ValueError, match="num_samples must be a positive integer, but found 0"):
+        from_pyro_svi(svi, model_args=(x, y), num_samples=0)
+
+
 def test_a_model_that_observes_nothing_raises():
     svi, x, _ = fit(steps=1)
     with pytest.raises(ValueError, match="observes nothing with these arguments: pass the data in model_args"):

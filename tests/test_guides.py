@@ -222,6 +222,11 @@ def test_a_copy_made_before_the_first_call_works(data):
     guide = AutoConcreteDropout(Regression(3, size=20), rate=lambda name: 0.2)
     twin = copy.deepcopy(guide)
     assert twin(*data).keys() == guide(*data).keys()
+    model = Regression(3, size=20)
+    model_twin, twin = copy.deepcopy((model, AutoConcreteDropout(model)))
+    with torch.no_grad():
+        model_twin.net._modules["net"][0].weight.fill_(0.25)
+    assert twin(*data)["net.0.weight"].loc.unique().tolist() == [0.25]  # of the copied model
 
 
 def test_unpickled_before_the_first_call_raises_when_called(data):
@@ -348,6 +353,21 @@ def test_predictive_keeps_one_loc_for_all_draws(data):
         assert weight.shape[0] == 100
 
 
+@pytest.mark.parametrize("parallel", [False, True])
+def test_kept_draws_do_not_change_when_training_goes_on(parallel, data):
+    x, y = data
+    model = Regression(3, size=20, hidden=(4,))
+    guide = AutoBernoulliDropout(model)
+    train(model, guide, x, y)
+    draws = Predictive(model, guide=guide, num_samples=5, parallel=parallel)(x)
+    before = draws["net.0.weight"].dense().clone()
+    rates = guide.rates()
+    train(model, guide, x, y)
+    assert torch.equal(draws["net.0.weight"].dense(), before)
+    rates["net.0.weight"].fill_(0.9)
+    assert guide.rates()["net.0.weight"].item() == pytest.approx(0.1)
+
+
 @pytest.mark.parametrize("points", [1, 7, 20, 33])
 def test_prediction_on_fewer_or_more_points_than_the_training_set(points, data):
     model = Regression(3, size=20)
@@ -387,7 +407,7 @@ def test_inside_an_auto_guide_list(data):
 
 
 def test_weights_in_a_plate_have_rates_of_their_own():
-    net = BayesianModule(nn.Linear(3, 1))
+    net = BayesianModule(nn.Linear(3, 1), event_dim=1)
 
     def model(x, y=None):
         with pyro.plate("networks", 4, dim=-2):
@@ -407,9 +427,11 @@ def test_weights_in_a_plate_have_rates_of_their_own():
 @pytest.mark.parametrize(
     ("rate", "message"),
     [
-        (1.0, r"'net.0.weight': rate is the probability of dropping.*\[0, 1\).*found"),
+        (1.0, r"'net.0.weight'.*rate is the probability of dropping.*\[0, 1\).*found"),
+        ("0.1", r"'net.0.weight': rate '0.1' is not usable"),
+        (lambda name: None, r"'net.0.weight': rate None is not usable"),
         (-0.1, r"'net.0.weight'.*\[0, 1\)"),
-        (torch.full((7,), 0.1), r"'net.0.weight': a mask over 3 units takes one rate or 3.*\(7,\)"),
+        (torch.full((7,), 0.1), r"'net.0.weight'.*a mask over 3 units takes one rate or 3.*\(7,\)"),
         ({"net.0.weight": 0.1}, r"missing \['net.2.weight'\]"),
         ({"net.0.weight": 0.1, "net.2.weight": 0.1, "nat": 0.2}, r"no such site \['nat'\]"),
     ],

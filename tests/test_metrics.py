@@ -69,6 +69,13 @@ def test_coverage_of_draws_from_the_truth_is_the_nominal_one(probability):
         (lambda: predictive_moments(torch.tensor(1.0)), "draws on its first dimension"),
         (lambda: predictive_moments(torch.zeros(2, 3), -1.0), "must not be negative, but found -1"),
         (lambda: predictive_log_likelihood(torch.tensor(1.0)), "draws on its first dimension"),
+        (
+            lambda: predictive_moments(torch.zeros(3, 3), torch.ones(3)),
+            r"2 dimensions of mean.*found shape \(3,\)",
+        ),
+        (lambda: predictive_moments(torch.tensor([[math.nan]])), "mean has 1 NaN"),
+        (lambda: predictive_log_likelihood(torch.tensor([[math.nan]])), "NaN entries"),
+        (lambda: interval_coverage(torch.tensor([[math.nan]]), torch.zeros(1), 0.5), "draws has 1 NaN"),
         (lambda: interval_coverage(torch.zeros(5, 2), torch.zeros(3), 0.5), r"\(5, 2\) do not match .* \(3,\)"),
         (lambda: interval_coverage(torch.zeros(5, 2), torch.zeros(2), 50), r"in \(0, 1\), but found 50"),
     ],

@@ -154,7 +154,7 @@ def test_particles_with_masks_per_datum_run_as_a_loop_over_particles(name):
 
 def test_many_networks_in_a_plate_with_data_of_their_own():
     net = nn.Sequential(nn.Conv1d(2, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(9, 1)).double()
-    bayesian = BayesianModule(net)
+    bayesian = BayesianModule(net)  # a convolution tells what one datum is
 
     def model(x):
         with pyro.plate("networks", 4, dim=-2):
@@ -296,11 +296,16 @@ def in_plate(net, x, event_dim=None, dim=-2):
 
 
 def test_batch_dimensions_that_cannot_be_told_apart_raise():
-    with pytest.raises(ValueError, match=r"LSTM, does not tell.*give BayesianModule event_dim"):
+    with pytest.raises(ValueError, match=r"LSTM on inputs of shape \(5, 2, 4\), does not tell.*event_dim"):
         in_plate(Recurrent(), torch.zeros(5, 2, 4))
     guide = AutoBernoulliDropout(BayesianModule(nn.Linear(4, 1)))
     guide(torch.zeros(5, 4))
     net = BayesianModule(nn.Linear(4, 1))
+    with pyro.plate("draws", 3, dim=-2):
+        replayed = poutine.replay(net, trace=poutine.trace(guide).get_trace())
+        with pytest.raises(ValueError, match=r"Linear on inputs of shape \(3, 2, 4\), does not tell"):
+            replayed(torch.zeros(3, 2, 4))  # as many data as draws: not a guess to make
+    net = BayesianModule(nn.Linear(4, 1), event_dim=1)
     with pyro.plate("draws", 3, dim=-2):
         replayed = poutine.replay(net, trace=poutine.trace(guide).get_trace())
         with pytest.raises(ValueError, match=r"weights of batch shape \(3, 1\) do not broadcast.*\(5, 2\).*event_dim"):
@@ -323,3 +328,73 @@ def test_an_output_without_the_batch_first_raises():
         replayed = poutine.replay(net, trace=poutine.trace(guide).get_trace())
         with pytest.raises(ValueError, match=r"Sum returned shape \(\) for a batch of 15"):
             replayed(torch.zeros(5, 4))
+
+
+def test_tensors_by_keyword_raise_where_batches_are_merged():
+    class Weighted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 1)
+
+        def forward(self, x, w):
+            return self.layer(x) * w
+
+    net = BayesianModule(Weighted(), event_dim=1)
+    guide = AutoBernoulliDropout(net)
+    guide(torch.zeros(5, 4), w=torch.ones(5, 1))
+    with pyro.plate("draws", 3, dim=-2):
+        replayed = poutine.replay(net, trace=poutine.trace(guide).get_trace())
+        with pytest.raises(ValueError, match=r"the tensor 'w' by keyword.*pass it by position"):
+            replayed(torch.zeros(5, 4), w=torch.ones(5, 1))
+
+
+def test_a_layer_shared_with_one_that_needs_dense_weights_runs_draw_by_draw():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out = nn.Linear(4, 6, bias=False)
+            self.embedding = nn.Embedding(6, 4)
+            self.embedding.weight = self.out.weight
+
+        def forward(self, i):
+            return self.out(self.embedding(i.squeeze(-1)).tanh())
+
+    net = Tied().double()
+    bayesian = BayesianModule(net, event_dim=1)
+    guide = AutoBernoulliDropout(bayesian, rate=0.4)
+    i = torch.tensor([[0], [3], [5]])
+    guide(i)
+    with pyro.plate("draws", 2, dim=-2):
+        trace = poutine.trace(guide).get_trace(i)
+        out = poutine.replay(bayesian, trace=trace)(i)
+    for k in range(2):
+        value = trace.nodes["out.weight"]["value"][k, 0]
+        torch.testing.assert_close(out[k].detach(), run_with(net, {"out.weight": value}, i))
+
+
+def test_a_bayesian_last_layer_of_a_convolutional_network():
+    net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 1))
+    bayesian = BayesianModule(net, prior=lambda name, p: dist.Normal(0.0, 1.0) if name.startswith("3") else None)
+    guide = AutoBernoulliDropout(bayesian)
+    x = torch.randn(5, 2, 4, 4)
+    guide(x)
+    with pyro.plate("draws", 3, dim=-2):
+        trace = poutine.trace(guide).get_trace(x)
+        assert poutine.replay(bayesian, trace=trace)(x).shape == (3, 5, 1)
+
+
+def test_normalisation_layers_are_no_weights_to_drop():
+    bayesian = BayesianModule(nn.Sequential(nn.Linear(4, 4), nn.Unflatten(1, (2, 2)), nn.LayerNorm((2, 2))))
+    guide = AutoBernoulliDropout(bayesian)
+    guide(torch.zeros(5, 4))
+    assert set(guide.rates()) == {"0.weight"}
+    assert guide.median()["2.weight"].tolist() == [[1.0, 1.0], [1.0, 1.0]]
+
+
+def test_training_batch_norm_runs_under_random_dense_weights():
+    bayesian = BayesianModule(
+        nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 1)),
+        prior=lambda name, p: None if name.startswith("1") else dist.Normal(0.0, 1.0),
+    )
+    with pyro.plate("draws", 3, dim=-2):
+        assert bayesian(torch.randn(5, 4)).shape == (3, 5, 1)
