@@ -27,6 +27,7 @@ def steps(repeats: int) -> list[Row]:
         for name, make, target in (
             ("ELBO()(model, guide), torch.optim.Adam", peers.module_step, targets[0]),
             ("SVI, pyro.optim.Adam", peers.svi_step, targets[1]),
+            ("for scale, SVI with AutoNormal and TraceMeanField_ELBO", peers.normal_step, ""),
         ):
             ours, peer = make(x, y, width), peers.hand_written_step(x, y, width)
             work = f"step {shape}: {name} / hand-written PyTorch"
