@@ -47,17 +47,18 @@ def predictions(repeats: int, draws: int, width: int) -> list[Row]:
         ours = peers.dropout_predictive(x, width, draws, parallel)
         peer = peers.raw_predictive(x, width, draws)
         rows.append(interleaved(work.format(parallel), ours, peer, "≤ 1.2", max(3, repeats // 5), 1))
+    peer_runs = [in_own_process("normal_predictive", width=width, draws=draws) for _ in range(2)]
     for parallel in (True, False):
-        ours = [in_own_process("dropout_predictive", width=width, draws=draws, parallel=parallel) for _ in range(2)]
-        peer = [in_own_process("normal_predictive", width=width, draws=draws) for _ in range(2)]
+        runs = [in_own_process("dropout_predictive", width=width, draws=draws, parallel=parallel) for _ in range(2)]
         work = f"the same, Predictive(parallel={parallel}) / Predictive with AutoNormal"
-        for unit, index, target in (("s", 1, "≤ 1/15"), ("MiB above the start", 0, "≤ 1/20")):
-            pairs = [(a[index], b[index]) for a, b in zip(ours, peer, strict=True)]
+        for quantity, unit, index, target in (("time", "s", 1, "≤ 1/15"), ("peak memory", "MiB more", 0, "≤ 1/20")):
+            pairs = [(a[index], b[index]) for a, b in zip(runs, peer_runs, strict=True)]
             ratios = sorted(b / a for a, b in pairs)
             medians = [statistics.median(column) for column in zip(*pairs, strict=True)]
-            name = work + (": peak memory" if index == 0 else ": time")
             spread = f"1/{statistics.median(ratios):.3g} [1/{ratios[0]:.3g}, 1/{ratios[-1]:.3g}]"
-            rows.append(Row(name, f"{medians[0]:.3g} {unit}", f"{medians[1]:.3g} {unit}", spread, target))
+            rows.append(
+                Row(f"{work}: {quantity}", f"{medians[0]:.4g} {unit}", f"{medians[1]:.4g} {unit}", spread, target)
+            )
     return rows
 
 

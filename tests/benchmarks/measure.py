@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from tqdm import trange
 
 from tests.benchmarks import peers
 
@@ -28,7 +28,7 @@ def interleaved(work: str, ours: Callable, peer: Callable, target: str, repeats:
     for _ in range(3 if calls > 1 else 1):
         ours(), peer()
     times: list[tuple[float, float]] = []
-    for repeat in range(repeats):
+    for repeat in trange(repeats, desc=work, disable=None, leave=False):
         pair = {}
         for name, function in (("ours", ours), ("peer", peer))[:: 1 if repeat % 2 else -1]:
             start = time.perf_counter()
@@ -36,8 +36,6 @@ def interleaved(work: str, ours: Callable, peer: Callable, target: str, repeats:
                 function()
             pair[name] = (time.perf_counter() - start) / calls * 1e3
         times.append((pair["ours"], pair["peer"]))
-        print(f"\r{work}: {repeat + 1}/{repeats}", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
     ratios = [a / b for a, b in times]
     spread = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
     median = [f"{statistics.median(column):.3g} ms" for column in zip(*times, strict=True)]
