@@ -31,6 +31,7 @@ class DropoutGuide(AutoGuide):
     """What the dropout guides share; a subclass says where a site's rate is kept and what its mask is."""
 
     relaxed = False
+    prototype_trace: Any
     _check_prototype = AutoGuideList._check_prototype  # like a list of two guides: the weights' and the rest's
 
     def __init__(
@@ -50,9 +51,11 @@ class DropoutGuide(AutoGuide):
         self.locs = PyroModule()
 
     def _add_rate(self, name: str, rate: Tensor, batch_shape: torch.Size, units: int) -> None:
+        """Keeps a site's initial rate, as a parameter or a buffer."""
         raise NotImplementedError
 
     def _mask(self, name: str, units: int) -> BernoulliMask | ConcreteMask:
+        """The mask distribution at the current rate."""
         raise NotImplementedError
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
@@ -62,6 +65,16 @@ class DropoutGuide(AutoGuide):
                 "and load_state_dict into it, or pickle after the first call"
             )
         loaded = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        children = dict(self._modules)
+        try:
+            self._set_up(loaded, *args, **kwargs)
+        except Exception:  # neither must half a guide run at the next call, nor one without what was loaded
+            self.prototype_trace = None
+            self._modules.clear()
+            self._modules.update(children)
+            raise
+
+    def _set_up(self, loaded: dict[str, Tensor], *args: Any, **kwargs: Any) -> None:
         for child in list(self._modules):
             setattr(self, child, PyroModule())
         super()._setup_prototype(*args, **kwargs)
