@@ -178,7 +178,7 @@ class TraceDropout_ELBO(ELBO):
         for name, site in guide_sites.items():
             if name not in model_sites:  # auxiliary
                 gains.append(_sum(_entropy(site), site))
-        return torch.stack(terms).sum() - torch.stack(gains).sum()
+        return _total(terms) - _total(gains)
 
 
 def _sample_sites(trace: Any) -> dict[str, Any]:
@@ -192,6 +192,10 @@ def _sample_sites(trace: Any) -> dict[str, Any]:
 def _sum(term: Tensor, site: Any) -> Tensor:
     term = scale_and_mask(term, site["scale"], site["mask"])
     return term.sum() if term.dim() else term
+
+
+def _total(terms: list[Tensor]) -> Tensor:
+    return torch.stack(terms).sum() if terms else torch.zeros(())
 
 
 def _log_prob_sum(trace: Any, name: str, max_plate_nesting: float) -> Tensor:
@@ -214,7 +218,8 @@ def _kl(guide_site: Any, model_site: Any) -> Tensor:
             f"the guide's site {guide_site['name']!r} is {type(q).__name__}, which is not reparametrised: use "
             "Trace_ELBO, or a reparametrised guide for this site"
         )
-    if guide_site["scale"] is model_site["scale"] or guide_site["scale"] == model_site["scale"]:
+    same_scale = guide_site["scale"] is model_site["scale"] or guide_site["scale"] == model_site["scale"]
+    if same_scale and guide_site["mask"] is model_site["mask"]:
         with suppress(NotImplementedError):
             return _sum(kl_divergence(q, p), guide_site)
     value = guide_site["value"]

@@ -81,8 +81,8 @@ class BayesianModule(PyroModule):
         values = {name: self._sample(name, slot) for name, slot in self._slots.items()}
         plates = torch.Size()
         for name, slot in self._slots.items():
-            if len(values[name].shape) > slot.event_dim:
-                plates = torch.broadcast_shapes(plates, values[name].shape[: -slot.event_dim])
+            shape = values[name].shape
+            plates = torch.broadcast_shapes(plates, shape[: len(shape) - slot.event_dim])
         if plates:
             plates = _add_place_of_data(values, plates, {n: slot.event_dim for n, slot in self._slots.items()})
         event_dims = self._event_dims(args, plates)

@@ -493,3 +493,17 @@ def test_relaxed_temperature_is_used():
     fn = trace.nodes["net.0.weight.mask"]["fn"]
     assert isinstance(fn, ConcreteMask)
     assert fn.temperature == 0.5
+
+
+def test_a_masked_prior_is_masked_as_in_the_model():
+    """The guide's q is not masked, so the closed form, which has one mask for both, does not apply."""
+
+    def model():
+        with pyro.poutine.mask(mask=torch.tensor(False)):
+            pyro.sample("w", dist.Normal(0.0, 1.0))
+
+    def guide():
+        pyro.sample("w", dist.Normal(pyro.param("loc", torch.tensor(3.0)), 1.0))
+
+    loss = torch.tensor([TraceDropout_ELBO().loss(model, guide) for _ in range(2000)], dtype=F64)
+    assert_same_mean(loss, torch.tensor(-0.5 * math.log(2 * math.pi * math.e), dtype=F64))  # minus q's entropy

@@ -398,3 +398,23 @@ def test_training_batch_norm_runs_under_random_dense_weights():
     )
     with pyro.plate("draws", 3, dim=-2):
         assert bayesian(torch.randn(5, 4)).shape == (3, 5, 1)
+
+
+def test_a_scalar_parameter_has_batch_dimensions_too():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 1)
+            self.scale = nn.Parameter(torch.tensor(1.0))
+
+        def forward(self, x):
+            return self.layer(x) * self.scale
+
+    net = Scaled().double()
+    bayesian = BayesianModule(net, event_dim=1)
+    x = torch.randn(5, 4, dtype=torch.float64)
+    with pyro.plate("draws", 3, dim=-2):
+        trace = poutine.trace(bayesian).get_trace(x)
+    for k in range(3):
+        values = {name: trace.nodes[name]["value"][k, 0] for name, _ in net.named_parameters()}
+        torch.testing.assert_close(trace.nodes["_RETURN"]["value"][k], run_with(net, values, x))
