@@ -107,8 +107,13 @@ class BernoulliMask(_Mask):
     support = constraints.independent(constraints.boolean, 1)
 
     @property
+    def learned(self) -> bool:
+        """Whether a parameter stands behind the rates."""
+        return self._given.requires_grad
+
+    @property
     def has_rsample(self) -> bool:
-        return not self._given.requires_grad
+        return not self.learned
 
     @has_rsample.setter
     def has_rsample(self, value: bool) -> None:
@@ -337,5 +342,10 @@ def _kl_masked_delta(q: MaskedDelta, p: TorchDistribution) -> Tensor:
         raise ValueError(
             f"site {q.weight.site!r} has relaxed masks: a stock loss would add the density of the relaxed mask "
             "to the cross-entropy of the binary one, which is the KL of neither; use TraceDropout_ELBO"
+        )
+    if q.weight.keep.requires_grad:
+        raise ValueError(
+            f"site {q.weight.site!r} has hard masks with learned rates: TraceMeanField_ELBO would take only a part of "
+            "the rates' gradient; use TraceDropout_ELBO, Trace_ELBO or TraceGraph_ELBO"
         )
     return quantised_cross_entropy(q.weight, p)

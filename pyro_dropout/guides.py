@@ -1,4 +1,4 @@
-"""Dropout posteriors as Pyro AutoGuides: hard masks at fixed rates, relaxed masks with learned ones.
+"""Dropout posteriors as Pyro AutoGuides: hard masks at fixed or learned rates, relaxed masks with learned ones.
 
 Third in the chain weight → distributions → guides → losses.
 """
@@ -26,9 +26,11 @@ from pyro_dropout.distributions import BernoulliMask, ConcreteMask, MaskedDelta
 from pyro_dropout.initialization import init_to_module
 from pyro_dropout.weight import MaskedUnits, MaskedWeight
 
+_SHARED = "shared"  # the name of the logit of a network with one rate
+
 
 class DropoutGuide(AutoGuide):
-    """What the dropout guides share; a subclass says where a site's rate is kept and what its mask is."""
+    """What the dropout guides share; a subclass says what the mask of a learned rate is."""
 
     relaxed = False
     prototype_trace: Any
@@ -39,24 +41,37 @@ class DropoutGuide(AutoGuide):
         model: Callable,
         rate: Any = 0.1,
         *,
+        learnable: bool,
+        per_unit: bool = False,
+        shared: bool = False,
         rest: Callable = AutoDelta,
         init_loc_fn: Callable = init_to_module,
         create_plates: Callable | None = None,
     ) -> None:
+        if per_unit and shared:
+            raise ValueError("per_unit asks for one rate per unit, shared for one of the whole network: choose one")
+        if (per_unit or shared) and not learnable:
+            raise ValueError("per_unit and shared say how rates are learned: give learnable=True too")
         super().__init__(InitMessenger(init_loc_fn)(model), create_plates=create_plates)
         self._rate = rate
+        self.learnable, self.per_unit, self.shared = learnable, per_unit, shared
         self._make_rest = rest
         self._units: dict[str, MaskedUnits] = {}
         self._snapshots: dict[str, Any] = {}
         self.locs = PyroModule()
+        self.logits = PyroModule()  # of keeping, where rates are learned
+        self.rate_buffers = PyroModule()  # where they are fixed
 
-    def _add_rate(self, name: str, rate: Tensor, batch_shape: torch.Size, units: int) -> None:
-        """Keeps a site's initial rate, as a parameter or a buffer."""
+    def _learned_mask(self, logits: Tensor, units: int) -> BernoulliMask | ConcreteMask:
+        """The mask distribution at learned keep logits."""
         raise NotImplementedError
 
     def _mask(self, name: str, units: int) -> BernoulliMask | ConcreteMask:
-        """The mask distribution at the current rate."""
-        raise NotImplementedError
+        """The mask distribution of a site at its current rate."""
+        rate = _read(self, "rate_buffers." + name)
+        if rate is not None:
+            return BernoulliMask(rate, units=units, validate_args=False)
+        return self._learned_mask(_read(self, "logits." + (_SHARED if self.shared else name)), units)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         if self.model is None:
@@ -127,6 +142,28 @@ class DropoutGuide(AutoGuide):
         self._units[name] = units
         self._set_parameter(self.locs, name, loc, fn.event_dim)
         self._add_rate(name, rate.reshape(1) if rate.dim() == 0 else rate, loc.shape[: -fn.event_dim], count)
+
+    def _add_rate(self, name: str, rate: Tensor, batch_shape: torch.Size, units: int) -> None:
+        """Keeps a site's initial rate: as a buffer, or as the logit that is learned."""
+        if not self.learnable or not bool(rate.any()):
+            leaf, attribute = _leaf(self.rate_buffers, name)
+            leaf.register_buffer(attribute, rate)
+            return
+        if not bool(rate.all()):
+            raise ValueError(f"site {name!r}: a learned rate cannot start at 0 for some units and not for others")
+        logits = torch.log1p(-rate) - rate.log()
+        logits = logits.expand(batch_shape + (units if self.per_unit or rate.shape[-1] > 1 else 1,)).clone()
+        if not self.shared:
+            self._set_parameter(self.logits, name, logits, event_dim=1)
+            return
+        first = _read(self.logits, _SHARED)
+        if first is None:
+            self._set_parameter(self.logits, _SHARED, logits, event_dim=1)
+        if logits.shape[-1] > 1 or (first is not None and not torch.equal(first, logits)):
+            raise ValueError(
+                f"shared=True learns one rate for all sites, but site {name!r} starts at {rate.tolist()} in plates of "
+                f"shape {tuple(batch_shape)}: give all sites the same number, or 0 to those without dropout"
+            )
 
     def _set_parameter(self, root: PyroModule, name: str, value: Tensor, event_dim: int) -> None:
         leaf, attribute = _leaf(root, name)
@@ -268,7 +305,7 @@ class DropoutGuide(AutoGuide):
 
 
 class AutoBernoulliDropout(DropoutGuide):
-    r"""Dropout at fixed rates as a posterior (MC section 3):
+    r"""Dropout as a posterior (MC section 3), at fixed rates or at rates that are learned (LBD):
 
     .. math:: W = \mathrm{loc} \cdot \mathrm{diag}(z) / (1 - \mathrm{rate}), \quad
         z_k \sim \mathrm{Bernoulli}(1 - \mathrm{rate}_k)
@@ -277,14 +314,22 @@ class AutoBernoulliDropout(DropoutGuide):
     learned and starts from the module's own weights. Biases, precisions and whatever else is latent go to
     ``rest``.
 
+    With ``learnable=True`` the keep logits, :math:`\mathrm{rate} = \sigma(-a)`, are parameters too. A hard mask has
+    no derivative, so the loss estimates their gradient: see ``gradient`` of
+    :class:`~pyro_dropout.TraceDropout_ELBO`. Stock ``Trace_ELBO`` and ``TraceGraph_ELBO`` use the score function.
+
     :param model: a Pyro model; it does not know about dropout.
     :param rate: probability of *dropping* a unit, in [0, 1): a number, a tensor with one per unit, or a mapping
-        or function from site name to either. 0 makes a site deterministic. (MC's p is ``1 - rate``.)
+        or function from site name to either. 0 makes a site deterministic, also if rates are learned; else it is
+        where learning starts. (MC's p is ``1 - rate``.)
+    :param learnable: learn the rates, one per site unless ``per_unit`` or ``shared``.
+    :param per_unit: learn one rate per unit.
+    :param shared: learn one rate for the whole network (LBD section 3.2.1).
     :param rest: makes the guide of all other latents from a model: ``AutoDelta``, ``AutoNormal``, a partial.
     :param init_loc_fn: Pyro initialisation strategy; it may return None to leave a site to ``rest``.
     :param create_plates: as for any AutoGuide, for subsampling plates around latents.
-    :raises ValueError: at the first call: no weight sites, a rate outside [0, 1) or of a wrong shape, a name that
-        is no site.
+    :raises ValueError: ``per_unit`` or ``shared`` without ``learnable``, or both; at the first call: no weight sites,
+        a rate outside [0, 1) or of a wrong shape, a name that is no site, rates to share that differ.
 
     Example::
 
@@ -297,16 +342,20 @@ class AutoBernoulliDropout(DropoutGuide):
         {'weight': tensor(0.2500)}
     """
 
-    def __init__(self, model: Callable, rate: Any = 0.1, **kwargs: Any) -> None:
-        super().__init__(model, rate, **kwargs)
-        self.rate_buffers = PyroModule()
+    def __init__(
+        self,
+        model: Callable,
+        rate: Any = 0.1,
+        *,
+        learnable: bool = False,
+        per_unit: bool = False,
+        shared: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model, rate, learnable=learnable, per_unit=per_unit, shared=shared, **kwargs)
 
-    def _add_rate(self, name: str, rate: Tensor, batch_shape: torch.Size, units: int) -> None:
-        leaf, attribute = _leaf(self.rate_buffers, name)
-        leaf.register_buffer(attribute, rate)
-
-    def _mask(self, name: str, units: int) -> BernoulliMask:
-        return BernoulliMask(_read(self, "rate_buffers." + name), units=units, validate_args=False)
+    def _learned_mask(self, logits: Tensor, units: int) -> BernoulliMask:
+        return BernoulliMask(logits=logits, units=units, validate_args=False)
 
 
 class AutoConcreteDropout(DropoutGuide):
@@ -322,6 +371,7 @@ class AutoConcreteDropout(DropoutGuide):
     :param rate: initial probability of *dropping*, as in :class:`AutoBernoulliDropout` (CD's p).
     :param temperature: t of CD eq. 5. At 0.1 the mean of ``z / keep`` is 0.9985 at rate 0.1; at 2/3 it is 0.950.
     :param per_unit: learn one rate per unit instead of one per site.
+    :param shared: learn one rate for the whole network.
     :param rest: makes the guide of all other latents.
     :param init_loc_fn: Pyro initialisation strategy.
     :param create_plates: as for any AutoGuide.
@@ -341,31 +391,21 @@ class AutoConcreteDropout(DropoutGuide):
     relaxed = True
 
     def __init__(
-        self, model: Callable, rate: Any = 0.1, *, temperature: float = 0.1, per_unit: bool = False, **kwargs: Any
+        self,
+        model: Callable,
+        rate: Any = 0.1,
+        *,
+        temperature: float = 0.1,
+        per_unit: bool = False,
+        shared: bool = False,
+        **kwargs: Any,
     ) -> None:
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, but found {temperature}")
-        super().__init__(model, rate, **kwargs)
+        super().__init__(model, rate, learnable=True, per_unit=per_unit, shared=shared, **kwargs)
         self.temperature = temperature
-        self.per_unit = per_unit
-        self.logits = PyroModule()
-        self.rate_buffers = PyroModule()  # of sites at rate 0
 
-    def _add_rate(self, name: str, rate: Tensor, batch_shape: torch.Size, units: int) -> None:
-        if not bool(rate.any()):
-            leaf, attribute = _leaf(self.rate_buffers, name)
-            leaf.register_buffer(attribute, rate)
-            return
-        if not bool(rate.all()):
-            raise ValueError(f"site {name!r}: a learned rate cannot start at 0 for some units and not for others")
-        logits = torch.log1p(-rate) - rate.log()
-        shape = batch_shape + (units if self.per_unit or rate.shape[-1] > 1 else 1,)
-        self._set_parameter(self.logits, name, logits.expand(shape).clone(), event_dim=1)
-
-    def _mask(self, name: str, units: int) -> BernoulliMask | ConcreteMask:
-        logits = _read(self, "logits." + name)
-        if logits is None:
-            return BernoulliMask(_read(self, "rate_buffers." + name), units=units, validate_args=False)
+    def _learned_mask(self, logits: Tensor, units: int) -> ConcreteMask:
         return ConcreteMask(logits=logits, units=units, temperature=self.temperature, validate_args=False)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import pyro.poutine as poutine
@@ -15,12 +15,18 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from pyro.infer.elbo import ELBO
 from pyro.infer.util import is_validation_enabled, torch_item
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from pyro.util import check_model_guide_match, check_site_shape
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import kl_divergence
 
+from pyro_dropout.checks import (
+    check_data_plates,
+    explain_gradients,
+    find_nonfinite,
+    finite_gradients,
+    without_members,
+)
 from pyro_dropout.distributions import (
     BernoulliMask,
     ConcreteMask,
@@ -28,28 +34,16 @@ from pyro_dropout.distributions import (
     point_cross_entropy,
     quantised_cross_entropy,
 )
-from pyro_dropout.weight import DatumMask
+from pyro_dropout.estimators import ESTIMATORS, DisARM, GradientEstimator
+from pyro_dropout.messengers import DatumMasks, Draw, MemberMask, Members
 
 
-class DatumMasks(Messenger):
-    """Leaves a guide's masks undrawn, so that each layer draws one mask per datum when it sees the data.
+class Run(NamedTuple):
+    """One run of guide and model, and the joint draws of masks in it whose rates are learned."""
 
-    Example::
-
-        >>> from pyro_dropout import AutoBernoulliDropout, BayesianModule
-        >>> model = BayesianModule(nn.Linear(3, 1))
-        >>> guide = AutoBernoulliDropout(model, rate=0.5)
-        >>> with DatumMasks():
-        ...     weight = guide(torch.zeros(8, 3))["weight"]
-        >>> _ = nn.functional.linear(torch.ones(8, 3), weight)
-        >>> weight.mask.draw((8,)).shape
-        torch.Size([8, 3])
-    """
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if isinstance(msg["fn"], BernoulliMask | ConcreteMask) and msg["value"] is None:
-            msg["value"] = DatumMask(msg["fn"])
-            msg["done"] = True
+    model_trace: Any
+    guide_trace: Any
+    draws: list[Draw]
 
 
 class TraceDropout_ELBO(ELBO):
@@ -68,11 +62,16 @@ class TraceDropout_ELBO(ELBO):
     :param vectorize_particles: draw them at once, in a plate left of the model's.
     :param masks: ``"datum"`` draws one mask for each datum, ``"draw"`` one for the whole batch. Both estimate the
         same objective; the first has the lower variance.
-    :param max_plate_nesting: as in Pyro; guessed from one run if particles are vectorised.
+    :param gradient: how the rates of hard masks learn: an estimator (:class:`~pyro_dropout.ARM`,
+        :class:`~pyro_dropout.DisARM`, :class:`~pyro_dropout.Reinforce`, or one's own) or its name in small letters.
+        By default ``DisARM()`` where there are such rates. Each particle is then a pair (or more) of networks
+        that differ in these masks alone, evaluated in one vectorised pass: the model must broadcast over one
+        dimension left of its plates, as for vectorised particles. Relaxed masks need none.
+    :param max_plate_nesting: as in Pyro; guessed from one run if particles are vectorised, or rates of hard masks learned.
     :param retain_graph: as in Pyro.
     :raises ValueError: at a step: a loss that is not finite, in ``loss_and_grads`` (``SVI``) a gradient that is not
         finite either, with parameters left as they were; masks per datum without a data plate, or for a layer
-        whose input does not have the data first.
+        whose input does not have the data first; a ``gradient`` where no hard mask is learned.
 
     Example::
 
@@ -93,6 +92,7 @@ class TraceDropout_ELBO(ELBO):
         num_particles: int = 1,
         vectorize_particles: bool = True,
         masks: str = "datum",
+        gradient: GradientEstimator | str | None = None,
         max_plate_nesting: float = float("inf"),
         retain_graph: bool | None = None,
     ) -> None:
@@ -100,7 +100,16 @@ class TraceDropout_ELBO(ELBO):
             raise ValueError(f'masks must be "datum" or "draw", but found {masks!r}')
         if isinstance(num_particles, bool) or not (isinstance(num_particles, int) and num_particles > 0):
             raise ValueError(f"num_particles must be a positive integer, but found {num_particles!r}")
+        if isinstance(gradient, str) and gradient in ESTIMATORS:
+            gradient = ESTIMATORS[gradient]
+        if not isinstance(gradient, GradientEstimator | None):
+            raise ValueError(
+                f"gradient must be an estimator such as DisARM(), or one of {', '.join(ESTIMATORS)}, "
+                f"but found {gradient!r}"
+            )
         self.masks = masks
+        self.gradient = gradient
+        self._learned = False  # hard masks with learned rates in the guide? the first run tells
         super().__init__(
             num_particles=num_particles,
             vectorize_particles=vectorize_particles and num_particles > 1,  # one needs no plate, nor its depth
@@ -127,8 +136,8 @@ class TraceDropout_ELBO(ELBO):
                 total += torch_item(loss)
                 if loss.requires_grad:
                     loss.backward(retain_graph=self.retain_graph)
-                    if not _finite_gradients(parameters):
-                        raise ValueError(_explain_gradients(parameters, _find_nonfinite(model, guide, args, kwargs)))
+                    if not finite_gradients(parameters):
+                        raise ValueError(explain_gradients(parameters, find_nonfinite(model, guide, args, kwargs)))
         except ValueError:
             for parameter in parameters.values():
                 parameter.grad = None  # or the next step would add to it
@@ -140,45 +149,122 @@ class TraceDropout_ELBO(ELBO):
     ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         """Losses that add up to the estimate, each finite, with the parameters they depend on."""
         try:
-            for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
-                loss = self._negative_elbo(model_trace, guide_trace) / self.num_particles
+            for runs in self._batches(self._get_traces(model, guide, args, kwargs)):
+                loss = self._negative_elbo(runs)
                 if not bool(torch.isfinite(loss)):
                     raise ValueError(f"the loss is {torch_item(loss)}; parameters were not changed")
-                yield loss, _parameters(model_trace, guide_trace)
+                yield loss, _parameters(runs)
         except ValueError as error:
-            culprit = _find_nonfinite(model, guide, args, kwargs)
+            culprit = find_nonfinite(model, guide, args, kwargs)
             if culprit:
                 raise ValueError(f"{culprit}; parameters were not changed ({error})") from error
             raise
 
-    def _get_trace(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> Any:
-        if self.masks == "datum":
-            guide = DatumMasks()(guide)
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    def _batches(self, runs: Iterator[Run]) -> Iterator[list[Run]]:
+        """The runs that have to be evaluated together: here, as the ELBO is linear in particles, each alone."""
+        return ([run] for run in runs)
+
+    def _get_trace(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> Run:
+        guide_trace, draws = self._trace_guide(guide, args, kwargs)
+        if _has_learned_masks(guide_trace) != self._learned:  # another guide than last time
+            self._learned = not self._learned
+            if self.max_plate_nesting == float("inf"):
+                self._guess_max_plate_nesting(model, guide, args, kwargs)
+            guide_trace, draws = self._trace_guide(guide, args, kwargs)
+        if self.gradient is not None and not self._learned:
+            raise ValueError(
+                f"gradient={self.gradient} is for learned rates of hard masks, and the guide has none: leave it out, "
+                "or learn rates with AutoBernoulliDropout(model, learnable=True)"
+            )
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
         if is_validation_enabled():
-            check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
-        return model_trace, guide_trace
+            if self._learned:
+                traces = (without_members(trace, int(self.max_plate_nesting)) for trace in (model_trace, guide_trace))
+                check_model_guide_match(*traces)
+            else:
+                check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
+        return Run(model_trace, guide_trace, draws)
 
-    def _negative_elbo(self, model_trace: Any, guide_trace: Any) -> Tensor:
-        model_sites, guide_sites = _sample_sites(model_trace), _sample_sites(guide_trace)
+    def _trace_guide(self, guide: Callable, args: Any, kwargs: Any) -> tuple[Any, list[Draw]]:
+        draws: list[Draw] = []
+        if self._learned:
+            members = Members(self._estimator, int(self.max_plate_nesting))
+            guide, draws = members(guide), members.draws
         if self.masks == "datum":
-            _check_data_plates(model_sites, guide_sites)
-        terms = []  # of the loss
-        gains = []  # to subtract
+            guide = DatumMasks()(guide)
+        return poutine.trace(guide).get_trace(*args, **kwargs), draws
+
+    @property
+    def _estimator(self) -> GradientEstimator:
+        return self.gradient or DisARM()
+
+    def _negative_elbo(self, runs: list[Run]) -> Tensor:
+        terms, signals = self._data_terms(runs)
+        for run, signal in zip(runs, signals, strict=True):
+            latent = [term / self.num_particles for term in self._latent_terms(run)]
+            terms += latent
+            signal += [term for term in latent if self._has_members(term)]
+        loss = self._total(terms)
+        if torch.is_grad_enabled():
+            for run, signal in zip(runs, signals, strict=True):
+                for draw in run.draws:
+                    losses = sum(_share(term, draw.z.shape[1:-1]) for term in signal)
+                    if isinstance(losses, Tensor):  # else nothing depends on these masks
+                        surrogate = self._estimator.surrogate(losses, *draw)
+                        loss = loss + (surrogate - surrogate.detach())
+        return loss
+
+    def _data_terms(self, runs: list[Run]) -> tuple[list[Tensor], list[list[Tensor]]]:
+        """The observed sites' terms of the loss, and for each run the losses that its masks could have changed.
+
+        The latter are ``[members, *particles, *plates]``.
+        """
+        signals = [[-t / self.num_particles for _, t in self._log_likelihoods(run)] for run in runs]
+        terms = [term for signal in signals for term in signal]
+        return terms, [[term for term in signal if self._has_members(term)] for signal in signals]
+
+    def _log_likelihoods(self, run: Run) -> Iterator[tuple[Any, Tensor]]:
+        """Observed sites and their log-densities, scaled and masked."""
+        model_sites = _sample_sites(run.model_trace)
+        if self.masks == "datum":
+            check_data_plates(model_sites, run.guide_trace, self._estimator.members)
         for name, site in model_sites.items():
             if site["is_observed"]:
-                gains.append(_log_prob_sum(model_trace, name, self.max_plate_nesting))
-            elif name not in guide_sites:
+                run.model_trace.compute_log_prob(site_filter=lambda n, _, name=name: n == name)
+                if is_validation_enabled():
+                    check_site_shape(site, self.max_plate_nesting)
+                yield site, site["log_prob"]
+
+    def _latent_terms(self, run: Run) -> Iterator[Tensor]:
+        """The latent sites' terms of the loss of all particles: their KL, in closed form or estimated."""
+        model_sites, guide_sites = _sample_sites(run.model_trace), _sample_sites(run.guide_trace)
+        for name, site in model_sites.items():
+            if site["is_observed"]:
+                continue
+            if name not in guide_sites:
                 raise ValueError(
                     f"latent site {name!r} of the model is not in the guide: the loss needs a guide for it"
                 )
-            else:
-                terms.append(_kl(guide_sites[name], site))
+            for term in _kl(guide_sites[name], site):
+                yield term[0] if self._has_members(term) and term.stride(0) == 0 else term
         for name, site in guide_sites.items():
             if name not in model_sites:  # auxiliary
-                gains.append(_sum(_entropy(site), site))
-        return _total(terms) - _total(gains)
+                yield -_scaled(_entropy(site), site)
+
+    def _has_members(self, term: Tensor) -> bool:
+        """Whether a term has a value for each member of the estimator, in the dimension left of all plates."""
+        return self._learned and term.dim() > self.max_plate_nesting
+
+    def _total(self, terms: list[Tensor]) -> Tensor:
+        """The sum of all terms, over members their weighted mean."""
+        sums = [term.sum() if term.dim() else term for term in terms if not self._has_members(term)]
+        varying = [term.reshape(len(term), -1).sum(1) for term in terms if self._has_members(term)]
+        if varying:
+            sums.append(self._mean_over_members(torch.stack(varying).sum(0)))
+        return torch.stack(sums).sum() if sums else torch.zeros(())
+
+    def _mean_over_members(self, term: Tensor) -> Tensor:
+        return torch.tensordot(term.new_tensor(self._estimator.weights), term, dims=1)
 
 
 def _sample_sites(trace: Any) -> dict[str, Any]:
@@ -189,110 +275,68 @@ def _sample_sites(trace: Any) -> dict[str, Any]:
     }
 
 
-def _sum(term: Tensor, site: Any) -> Tensor:
-    term = scale_and_mask(term, site["scale"], site["mask"])
-    return term.sum() if term.dim() else term
+def _has_learned_masks(guide_trace: Any) -> bool:
+    fns = (site["fn"] for site in guide_trace.nodes.values() if site["type"] == "sample")
+    return any(isinstance(fn, BernoulliMask | MemberMask) and fn.learned for fn in fns)
 
 
-def _total(terms: list[Tensor]) -> Tensor:
-    return torch.stack(terms).sum() if terms else torch.zeros(())
+def _share(term: Tensor, shape: torch.Size) -> Tensor:
+    """What masks of ``[*shape, units]`` could have changed of ``[members, *particles, *plates]``.
+
+    Dimensions along which the masks differ are kept, the others summed. Sizes that do not match (other data, say)
+    are summed too: each mask might have changed all of it.
+    """
+    own = (1,) * (term.dim() - 1 - len(shape)) + tuple(shape)
+    summed = [d for d, (t, s) in enumerate(zip(term.shape[1:], own, strict=True), start=1) if t not in (1, s)]
+    term = term.sum(summed, keepdim=True) if summed else term
+    return term.expand(len(term), *own).reshape(len(term), *shape)
 
 
-def _log_prob_sum(trace: Any, name: str, max_plate_nesting: float) -> Tensor:
-    trace.compute_log_prob(site_filter=lambda n, _: n == name)
-    site = trace.nodes[name]
-    if is_validation_enabled():
-        check_site_shape(site, max_plate_nesting)
-    return site["log_prob_sum"]
+def _scaled(term: Tensor, site: Any) -> Tensor:
+    return scale_and_mask(term, site["scale"], site["mask"])
 
 
-def _kl(guide_site: Any, model_site: Any) -> Tensor:
-    """A latent's share of the loss, with the prior scaled and masked as in the model and q as in the guide."""
+def _kl(guide_site: Any, model_site: Any) -> Iterator[Tensor]:
+    """A latent's terms of the loss, with the prior scaled and masked as in the model and q as in the guide."""
     q, p = guide_site["fn"], model_site["fn"]
     if isinstance(q, MaskedDelta):
-        return _sum(quantised_cross_entropy(q.weight, p), model_site)  # the entropy is the mask site's
+        yield _scaled(quantised_cross_entropy(q.weight, p), model_site)  # the entropy is the mask site's
+        return
     if isinstance(q, dist.Delta):
-        return _sum(q.log_density, guide_site) + _sum(point_cross_entropy(q.v, p), model_site)
+        yield _scaled(q.log_density, guide_site)
+        yield _scaled(point_cross_entropy(q.v, p), model_site)
+        return
     if not q.has_rsample:
         raise NotImplementedError(
             f"the guide's site {guide_site['name']!r} is {type(q).__name__}, which is not reparametrised: use "
             "Trace_ELBO, or a reparametrised guide for this site"
         )
     same_scale = guide_site["scale"] is model_site["scale"] or guide_site["scale"] == model_site["scale"]
+    closed_form = None
     if same_scale and guide_site["mask"] is model_site["mask"]:
         with suppress(NotImplementedError):
-            return _sum(kl_divergence(q, p), guide_site)
+            closed_form = kl_divergence(q, p)
+    if closed_form is not None:
+        yield _scaled(closed_form, guide_site)
+        return
     value = guide_site["value"]
-    return _sum(q.log_prob(value), guide_site) - _sum(p.log_prob(value), model_site)
+    yield _scaled(q.log_prob(value), guide_site)
+    yield -_scaled(p.log_prob(value), model_site)
 
 
 def _entropy(site: Any) -> Tensor:
     fn = site["fn"]
+    if isinstance(fn, BernoulliMask | ConcreteMask | MemberMask):
+        return fn.entropy()
     if not fn.has_rsample:
         raise NotImplementedError(
             f"the guide's site {site['name']!r} is {type(fn).__name__} with learned parameters, whose gradient would "
-            "be ignored here: use Trace_ELBO, or relaxed masks"
+            "be ignored here: use Trace_ELBO, or BernoulliMask"
         )
-    if isinstance(fn, BernoulliMask | ConcreteMask):
-        return fn.entropy()
     return -fn.log_prob(site["value"])
 
 
-def _check_data_plates(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> None:
-    """One mask per datum needs a likelihood that factorises over data, and layers that see the data first."""
-    weights = [s for s in guide_sites.values() if isinstance(s["fn"], MaskedDelta)]
-    around = {f for site in weights for f in site["cond_indep_stack"]}
-    names = {f.name for f in around} | {"num_particles_vectorized"}
-    sizes = {}
-    for name, site in model_sites.items():
-        if weights and site["is_observed"]:
-            data = {f.name: f.size for f in site["cond_indep_stack"] if f.name not in names}
-            if not data:
-                raise ValueError(
-                    f"observed site {name!r} is in no data plate, but masks per datum need to know what one datum is: "
-                    f'put it into `with pyro.plate("data", N)`, or use masks="draw"'
-                )
-            sizes.update(data)
-    known = {1, *sizes.values(), *(f.size for f in around)}
-    for site in weights:
-        mask = site["fn"].weight.mask
-        if not isinstance(mask, DatumMask):
-            continue
-        drawn = {size for m in (mask, *mask.entries.values()) for shape in m.draws for size in shape}
-        if not drawn <= known:
-            raise ValueError(
-                f"weight {site['name']!r} drew masks for {min(drawn - known)} data, but the data plates are "
-                f'{sizes}: the first dimension of a layer\'s input must be the data, or use masks="draw"'
-            )
-
-
-def _parameters(*traces: Any) -> dict[str, Tensor]:
-    sites = {name: site["value"] for t in traces for name, site in t.nodes.items() if site["type"] == "param"}
+def _parameters(runs: list[Run]) -> dict[str, Tensor]:
+    nodes = [node for run in runs for t in (run.model_trace, run.guide_trace) for node in t.nodes.items()]
+    sites = {name: site["value"] for name, site in nodes if site["type"] == "param"}
     return {name: getattr(value, "unconstrained", lambda v=value: v)() for name, value in sites.items()}
-
-
-def _finite_gradients(parameters: dict[str, Tensor]) -> bool:
-    gradients = [p.grad for p in parameters.values() if p.grad is not None]
-    if not gradients:
-        return True
-    return bool(torch.isfinite(torch.stack(torch._foreach_norm(gradients, float("inf"))).sum()))
-
-
-def _explain_gradients(parameters: dict[str, Tensor], culprit: str | None) -> str:
-    broken = [n for n, p in parameters.items() if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
-    why = culprit or "a function may have no slope where it was evaluated"
-    return f"the loss is finite, but the gradient of {', '.join(broken)} is not: {why}; parameters were not changed"
-
-
-def _find_nonfinite(model: Any, guide: Any, args: Any, kwargs: Any) -> str | None:
-    """Names the argument or parameter that has NaN or infinite entries."""
-    named = [(f"argument {i}", a) for i, a in enumerate(args)] + [(f"argument {k!r}", a) for k, a in kwargs.items()]
-    for owner, module in (("guide", guide), ("model", model)):
-        if isinstance(module, nn.Module):
-            named += [(f"the {owner}'s parameter {n!r}", p) for n, p in module.named_parameters()]
-    for name, value in named:
-        if isinstance(value, Tensor) and value.is_floating_point():
-            broken = int((~torch.isfinite(value)).sum())
-            if broken:
-                return f"{name} has {broken} NaN or infinite entries of {value.numel()}"
-    return None

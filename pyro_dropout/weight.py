@@ -71,9 +71,9 @@ class DatumMask:
         self.entries: dict[int, DatumMask] = {}
 
     def entry(self, index: int) -> DatumMask:
-        """The mask of one entry of the plates, the same for every call."""
+        """The mask of one entry of the plates, the same for every call; all entries are drawn at once."""
         if index not in self.entries:
-            self.entries[index] = DatumMask(self.distribution.expand(()))
+            self.entries[index] = DatumMask(_EntryOf(self, index))
         return self.entries[index]
 
     def relaid(self, batch_shape: torch.Size) -> DatumMask:
@@ -88,6 +88,19 @@ class DatumMask:
         if batch_shape not in self.draws:
             self.draws[batch_shape] = self.distribution.expand(batch_shape)()
         return self.draws[batch_shape]
+
+
+class _EntryOf:
+    """One entry of a mask in a plate, as a distribution."""
+
+    def __init__(self, parent: DatumMask, index: int, batch_shape: tuple[int, ...] = ()) -> None:
+        self.parent, self.index, self.batch_shape = parent, index, torch.Size(batch_shape)
+
+    def expand(self, batch_shape: tuple[int, ...]) -> _EntryOf:
+        return _EntryOf(self.parent, self.index, batch_shape)
+
+    def __call__(self) -> Tensor:
+        return self.parent.draw((*self.parent.distribution.batch_shape, *self.batch_shape))[self.index]
 
 
 class MaskedWeight(torch.Tensor):

@@ -12,7 +12,7 @@ from pyro.infer.autoguide import AutoDelta, AutoNormal, init_to_median
 from torch import nn
 
 from pyro_dropout import AutoBernoulliDropout, BayesianModule, init_to_module
-from pyro_dropout.losses import DatumMasks
+from pyro_dropout.messengers import DatumMasks
 
 
 class Residual(nn.Module):
