@@ -46,6 +46,8 @@ class GradientEstimator(ABC):
     def surrogate(self, losses: Tensor, mask: BernoulliMask, z: Tensor, noise: Any) -> Tensor:
         """A scalar whose gradient with respect to ``mask.logits`` is the estimate; its value does not matter.
 
+        It must reach no other parameter: the masks of other layers have a call of their own.
+
         :param losses: f at each member, ``[members, *shape]``, with its graph.
         :param mask: the distribution drawn from, with its logits of keeping.
         :param z: the members' masks, ``[members, *shape, units]``.

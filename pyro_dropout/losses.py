@@ -67,7 +67,8 @@ class TraceDropout_ELBO(ELBO):
         By default ``DisARM()`` where there are such rates. Each particle is then a pair (or more) of networks
         that differ in these masks alone, evaluated in one vectorised pass: the model must broadcast over one
         dimension left of its plates, as for vectorised particles. Relaxed masks need none.
-    :param max_plate_nesting: as in Pyro; guessed from one run if particles are vectorised, or rates of hard masks learned.
+    :param max_plate_nesting: as in Pyro; guessed from one run if particles are vectorised or rates of hard
+        masks learned.
     :param retain_graph: as in Pyro.
     :raises ValueError: at a step: a loss that is not finite, in ``loss_and_grads`` (``SVI``) a gradient that is not
         finite either, with parameters left as they were; masks per datum without a data plate, or for a layer

@@ -80,11 +80,14 @@ class RenyiDropout_ELBO(TraceDropout_ELBO):
         terms: list[Tensor] = []
         signals: list[list[Tensor]] = [[] for _ in runs]
         per_run = [self._per_datum(run) for run in runs]
-        for plates, (scale, one) in per_run[0].items():
+        for plates, (scale, first) in per_run[0].items():
+            learned = self._has_members(first)
+            together = [own[plates][1] for own in per_run]
+            if not learned:
+                together = [t.unsqueeze(0) for t in together]
             # [members or 1, particles, *plates]
-            log_likelihood = one if vectorized else torch.stack([own[plates][1] for own in per_run], dim=1)
+            log_likelihood = together[0] if vectorized else torch.stack(together, dim=1)
             energy = scale * _energy(log_likelihood, alpha, dim=1)
-            learned = len(energy) > 1
             terms.append(self._mean_over_members(energy) if learned else energy)
             if learned and torch.is_grad_enabled():
                 signal = scale * self._energies_of_each_draw(log_likelihood, alpha)
@@ -93,21 +96,21 @@ class RenyiDropout_ELBO(TraceDropout_ELBO):
         return terms, signals
 
     def _per_datum(self, run: Run) -> dict[Any, tuple[float, Tensor]]:
-        """By data plates their N/B, and the log-likelihood of each datum ``[members or 1, *particles, *plates]``."""
+        """By data plates their N/B, and the log-likelihood of each datum."""
         around_weights = plates_of_weights(run.guide_trace)
         data: dict[Any, tuple[float, Tensor]] = {}
         for site, log_prob in self._log_likelihoods(run):
             frames = [f for f in site["cond_indep_stack"] if f.name not in around_weights]
             if not frames:
                 raise ValueError(
-                    f"observed site {site['name']!r} is in no data plate, but the α energy needs to know what one datum "
-                    'is: put it into `with pyro.plate("data", N)`'
+                    f"observed site {site['name']!r} is in no data plate, but the α energy needs to know what one "
+                    'datum is: put it into `with pyro.plate("data", N)`'
                 )
             plates = frozenset((f.name, None if f.vectorized else f.counter) for f in frames)
             scale = math.prod((f.full_size or f.size) / f.size for f in frames)
             log_prob = log_prob / scale if scale != 1 else log_prob
             data[plates] = (scale, data[plates][1] + log_prob if plates in data else log_prob)
-        return {k: (c, t if self._has_members(t) else t.unsqueeze(0)) for k, (c, t) in data.items()}
+        return data
 
     def _energies_of_each_draw(self, log_likelihood: Tensor, alpha: float) -> Tensor:
         """The energy as a function of one particle's member, ``[members, particles, *plates]``.

@@ -1,4 +1,4 @@
-"""Exact objectives of small dropout networks: every mask, dense weights, plain torch. Nothing of the package is used."""
+"""Exact objectives of small dropout networks: every mask, dense weights, plain torch, nothing of the package."""
 
 import itertools
 import math

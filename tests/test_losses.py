@@ -1,6 +1,7 @@
 """TraceDropout_ELBO against stock losses, closed forms, and bad input."""
 
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -12,12 +13,18 @@ from pyro.nn import PyroModule
 from torch import nn
 
 from models.regression import Regression, mlp
-from pyro_dropout import AutoBernoulliDropout, AutoConcreteDropout, BayesianModule, TraceDropout_ELBO
-from pyro_dropout.distributions import BernoulliMask, ConcreteMask, MaskedDelta
-from pyro_dropout.weight import MaskedWeight
+from pyro_dropout import (
+    AutoBernoulliDropout,
+    AutoConcreteDropout,
+    BayesianModule,
+    RenyiDropout_ELBO,
+    TraceDropout_ELBO,
+)
+from pyro_dropout.distributions import BernoulliMask, ConcreteMask
 from tests.scenarios import FixedNoise, assert_same_mean, double_mlp, gradients, regression_data
 
 F64 = torch.float64
+LEARNABLE = partial(AutoBernoulliDropout, learnable=True, per_unit=True)
 
 
 def fitted(guide_class, model, x, y, steps=20, **kwargs):
@@ -99,11 +106,12 @@ def test_masks_per_datum_have_lower_gradient_variance_than_masks_per_draw(capsys
     assert ratio > 3
 
 
-def test_loss_equals_loss_and_grads_and_differentiable_loss():
+@pytest.mark.parametrize("make", [AutoConcreteDropout, LEARNABLE])
+def test_loss_equals_loss_and_grads_and_differentiable_loss(make):
     x, y = regression_data(12)
     model = FixedNoise(double_mlp(), size=30)
-    guide = fitted(AutoConcreteDropout, model, x, y)
-    for loss in LOSSES.values():
+    guide = fitted(make, model, x, y)
+    for loss in (*LOSSES.values(), RenyiDropout_ELBO(0.5, 3), RenyiDropout_ELBO(0.5, 3, vectorize_particles=False)):
         loss.loss(model, guide, x, y)  # guesses the plates' depth once, with random numbers
         values = []
         for method in (loss.loss, loss.loss_and_grads, loss.differentiable_loss):
@@ -216,25 +224,6 @@ def test_mean_field_elbo_refuses_relaxed_masks():
         TraceMeanField_ELBO().loss(model, guide, x, y)
 
 
-@pytest.mark.parametrize("loss", [TraceMeanField_ELBO(), TraceDropout_ELBO()], ids=["stock", "ours"])
-def test_learned_hard_masks_are_refused_by_losses_that_would_ignore_their_gradient(loss):
-    x, y = regression_data(12)
-    model = FixedNoise(
-        nn.Linear(3, 1).double(), size=12, prior=lambda n, p: dist.Normal(0.0, 1.0) if p.dim() > 1 else None
-    )
-    logits, loc = torch.zeros(1, dtype=F64), torch.randn(1, 3, dtype=F64)
-
-    def guide(x, y):
-        mask = BernoulliMask(logits=pyro.param("logits", logits), units=3)
-        z = pyro.sample("net.weight.mask", mask, infer={"is_auxiliary": True})
-        pyro.sample("net.weight", MaskedDelta(MaskedWeight(loc, z, mask.keep)))
-
-    with pytest.raises(NotImplementedError):
-        loss.loss_and_grads(model, guide, x, y)
-    Trace_ELBO().loss_and_grads(model, guide, x, y)
-    assert pyro.param("logits").unconstrained().grad.abs() > 0
-
-
 # Other latent sites
 
 
@@ -285,7 +274,7 @@ def test_subsampled_latents_in_the_data_plate_train():
 
 
 @pytest.mark.parametrize("loss", [Trace_ELBO(), TraceGraph_ELBO(), Trace_ELBO(2, vectorize_particles=True)])
-@pytest.mark.parametrize("guide_class", [AutoBernoulliDropout, AutoConcreteDropout])
+@pytest.mark.parametrize("guide_class", [AutoBernoulliDropout, AutoConcreteDropout, LEARNABLE])
 def test_stock_losses_take_our_guides(loss, guide_class):
     x, y = regression_data(20, dtype=torch.float32)
     model = Regression(3, size=20)

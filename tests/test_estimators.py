@@ -1,0 +1,502 @@
+"""Gradient estimators of the rates against enumeration of all masks, alone and inside the losses."""
+
+import math
+from dataclasses import dataclass
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.distributions import constraints
+from pyro.infer import Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer.autoguide import AutoDelta, AutoNormal
+from pyro.nn import PyroModule
+from pyro.poutine.messenger import Messenger
+from torch import nn
+
+from models.regression import mlp
+from pyro_dropout import (
+    ARM,
+    AutoBernoulliDropout,
+    AutoConcreteDropout,
+    BayesianModule,
+    DisARM,
+    Reinforce,
+    RenyiDropout_ELBO,
+    TraceDropout_ELBO,
+)
+from pyro_dropout.distributions import BernoulliMask, ConcreteMask, MaskedDelta
+from pyro_dropout.estimators import GradientEstimator
+from pyro_dropout.weight import MaskedWeight
+from tests import enumeration
+from tests.scenarios import FixedNoise, assert_same_mean, gradients, regression_data
+
+F64 = torch.float64
+
+
+# Further estimators: one small class each, and nothing else anywhere
+
+
+@dataclass(frozen=True)
+class PlainReinforce(GradientEstimator):
+    """The score function without a baseline."""
+
+    members = 1
+
+    def sample(self, mask, shape):
+        return mask.expand(shape)((1,)), None
+
+    def surrogate(self, losses, mask, z, noise):
+        return (losses.detach() * mask.log_prob(z)).sum()
+
+
+@dataclass(frozen=True)
+class Rebar(GradientEstimator):
+    """Tucker et al. 2017: the score function minus a relaxed copy of itself, whose mean is pathwise."""
+
+    scale: float = 1.0
+    temperature: float = 0.5
+    members = 3
+    weights = (1.0, 0.0, 0.0)  # the relaxed masks are no draws of the mask's distribution
+
+    def sample(self, mask, shape):
+        u, v = torch.rand(2, *shape, mask.units, dtype=mask.keep.dtype)
+        relaxed = mask.logits + torch.logit(u)
+        hard = (relaxed > 0).to(relaxed)
+        rate = mask.rate
+        conditional = mask.logits + torch.logit(torch.where(hard > 0, rate + v * (1 - rate), v * rate))
+        z = torch.stack([hard, *(torch.sigmoid(r / self.temperature) for r in (relaxed, conditional))])
+        return z, None
+
+    def surrogate(self, losses, mask, z, noise):
+        hard, relaxed, conditional = losses
+        score = (hard - self.scale * conditional).detach() * mask.log_prob(z[0].detach())
+        path = torch.autograd.grad((relaxed - conditional).sum(), z, retain_graph=True)[0]
+        return score.sum() + self.scale * (path * z).sum()
+
+
+ESTIMATORS = [ARM(), DisARM(), Reinforce(), Reinforce(4), PlainReinforce(), Rebar()]
+
+
+# The published mistakes (PITFALLS 9 to 11), as doubles
+
+
+class SwappedARM(ARM):
+    def surrogate(self, losses, mask, z, noise):
+        return super().surrogate(losses.flip(0), mask, z, noise)
+
+
+class BatchMeanARM(ARM):
+    def surrogate(self, losses, mask, z, noise):
+        return super().surrogate(losses.mean(-1, keepdim=True).expand_as(losses), mask, z, noise)
+
+
+class FreshNoiseARM(ARM):
+    def surrogate(self, losses, mask, z, noise):
+        return super().surrogate(losses, mask, z, torch.rand_like(noise))
+
+
+class SecondWeights(Messenger):
+    """The second evaluation sees weights that moved in between."""
+
+    def _pyro_sample(self, msg):
+        if isinstance(msg["fn"], MaskedDelta) and len(msg["fn"].batch_shape) == 3:
+            weight = msg["fn"].weight
+            pair = torch.stack([weight.loc, 0.5 * weight.loc])
+            msg["value"], msg["done"] = weight.replace(loc=pair[:, None, None]), True
+
+
+# Alone: any function of the mask
+
+
+def functions(units):
+    """A random function of all masks, and it as a lookup."""
+    table = torch.randn(2**units, dtype=F64) * 3 + 10
+    place = 2.0 ** torch.arange(units - 1, -1, -1, dtype=F64)
+    return table, lambda z: table[(z @ place).long()]
+
+
+def estimates(estimator, logits, f, n):
+    """``n`` independent estimates of the gradient."""
+    own = logits.expand(n, -1).clone().requires_grad_()
+    mask = BernoulliMask(logits=own, units=len(logits))
+    z, noise = estimator.sample(mask, torch.Size([n]))
+    estimator.surrogate(f(z), mask, z, noise).backward()
+    return own.grad
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS[:5], ids=str)
+def test_estimator_is_unbiased_for_any_function(estimator):
+    table, f = functions(units=5)
+    logits = torch.tensor([-2.0, -0.5, 0.0, 1.0, 3.0], dtype=F64, requires_grad=True)
+    z, keep = enumeration.all_masks(5), torch.sigmoid(logits)
+    exact = torch.autograd.grad((torch.where(z > 0, keep, 1 - keep).prod(1) * table).sum(), logits)[0]
+    assert_same_mean(estimates(estimator, logits.detach(), f, 200_000), exact)
+
+
+def test_disarm_at_most_arm_and_both_far_below_the_plain_score_function(capsys):
+    worst, lines = 0.0, []
+    for units in (1, 2, 5, 10):
+        for centre in (-2.0, 0.0, 2.0):
+            _, f = functions(units)
+            logits = centre + 0.5 * torch.randn(units, dtype=F64)
+            plain, loo, arm, disarm = (
+                estimates(e, logits, f, 50_000).var(0).sum().item()
+                for e in (PlainReinforce(), Reinforce(), ARM(), DisARM())
+            )
+            worst = max(worst, disarm / arm)
+            lines.append(f"{units:5d} {centre:5.1f} {plain / arm:8.1f} {loo / arm:8.2f} {arm / disarm:8.2f}")
+            assert disarm <= 1.02 * arm  # the theorem, and the noise of a variance of 50,000
+            assert arm < plain / 5
+    with capsys.disabled():
+        print("\nvariance ratios\nunits logit  plain/ARM  leave-one-out/ARM  ARM/DisARM", *lines, sep="\n")
+
+
+def test_concrete_is_biased_where_arm_and_disarm_are_not():
+    """On a function that is not linear in z, as no network's loss is."""
+    logits = torch.tensor([0.5, -1.0], dtype=F64, requires_grad=True)
+
+    def f(z):
+        return (3 * z[..., 0] - 2 * z[..., 1] * z[..., 0] - 1) ** 2
+
+    z, keep = enumeration.all_masks(2), torch.sigmoid(logits)
+    exact = torch.autograd.grad((torch.where(z > 0, keep, 1 - keep).prod(1) * f(z)).sum(), logits)[0]
+    for temperature in (0.5, 1.0):
+        own = logits.detach().expand(100_000, -1).clone().requires_grad_()
+        f(ConcreteMask(logits=own, units=2, temperature=temperature)()).sum().backward()
+        error = (own.grad.mean(0) - exact).abs() / (own.grad.std(0) / len(own) ** 0.5)
+        assert error.max() > 20  # standard errors
+    for estimator in (ARM(), DisARM()):
+        assert_same_mean(estimates(estimator, logits.detach(), f, 100_000), exact)
+
+
+def test_estimators_take_extreme_logits():
+    for estimator in ESTIMATORS:
+        logits = torch.tensor([-40.0, 40.0], requires_grad=True)
+        mask = BernoulliMask(logits=logits, units=2)
+        z, noise = estimator.sample(mask, torch.Size([100]))
+        estimator.surrogate(z.sum(-1), mask, z, noise).backward()
+        assert torch.isfinite(logits.grad).all()
+
+
+# Inside the losses: networks of several layers
+
+
+class Case:
+    """A random network with a learnable guide, and its exact gradients by enumeration."""
+
+    def __init__(self, widths=(2, 3, 3), data=4, scale=2.5, copies=1):
+        torch.manual_seed(11)
+        x, y = regression_data(data, widths[0])
+        self.x, self.y = x.repeat(copies, 1), y.repeat(copies)  # copies average an estimate over masks per datum
+        self.model = FixedNoise(mlp(widths[0], widths[1:]).double(), size=round(scale * data * copies))
+        self.guide = AutoBernoulliDropout(self.model, rate=0.3, learnable=True, per_unit=True)
+        self.guide(self.x, self.y)
+        parameters = dict(self.guide.named_parameters())
+        self.sites = list(self.guide.rates())
+        self.locs, self.logits = (
+            [parameters[f"{tree}.{site}_unconstrained"] for site in self.sites] for tree in ("locs", "logits")
+        )
+        self.biases = [parameters[f"rest.{site.replace('weight', 'bias')}_unconstrained"] for site in self.sites]
+        for logits in self.logits:
+            logits.data += torch.randn_like(logits)
+        self.distinct, self.factor = (x, y), scale * copies
+
+    def exact(self, alpha, particles):
+        tensors = [*self.locs, *self.logits, *self.biases]
+        table = enumeration.log_likelihoods(self.locs, self.biases, self.logits, *self.distinct, self.model.scale)
+        loss = self.factor * enumeration.energy(*table, alpha, particles) + enumeration.kl(self.locs, self.logits)
+        loss = loss + sum(0.5 * b.square().sum() + 0.5 * b.numel() * math.log(2 * math.pi) for b in self.biases)
+        return loss.detach(), torch.cat([g.flatten() for g in torch.autograd.grad(loss, tensors)])
+
+    def check(self, loss, alpha, particles, steps, guide=None):
+        value, exact = self.exact(alpha, particles)
+        guide = guide or self.guide
+        values, draws = [], []
+        for _ in range(steps):
+            self.guide.zero_grad(set_to_none=True)
+            values.append(loss.loss_and_grads(self.model, guide, self.x, self.y))
+            draws.append(torch.cat([t.grad.flatten() for t in (*self.locs, *self.logits, *self.biases)]))
+        assert_same_mean(torch.tensor(values, dtype=F64), value)
+        assert_same_mean(torch.stack(draws), exact)
+
+
+def loss_for(alpha, particles, **kwargs):
+    if alpha == 0:
+        return TraceDropout_ELBO(particles, **kwargs)
+    return RenyiDropout_ELBO(alpha, particles, **kwargs)
+
+
+@pytest.mark.parametrize("masks", ["datum", "draw"])
+@pytest.mark.parametrize("alpha", [0, 0.5, 1.0])
+@pytest.mark.parametrize("estimator", ["arm", "disarm", "reinforce"])
+def test_mean_gradient_is_that_of_enumeration(estimator, alpha, masks):
+    """The loss, and its gradient in every rate, weight and bias; the mini-batch is scaled by 2.5."""
+    case = Case(copies=40 if masks == "datum" else 1)
+    particles = 2 if alpha else (1 if masks == "datum" else 40)
+    steps = 150 if masks == "datum" or not alpha else 600
+    case.check(loss_for(alpha, particles, masks=masks, gradient=estimator), alpha, particles, steps)
+
+
+@pytest.mark.parametrize("alpha", [0, 1.0])
+def test_ten_units_in_three_layers(alpha):
+    case = Case(widths=(3, 4, 3), data=2, copies=60)
+    case.check(loss_for(alpha, 2), alpha, 2, 100)
+
+
+@pytest.mark.parametrize(("alpha", "masks"), [(0, "datum"), (0.5, "draw"), (0.5, "datum"), (-1.0, "datum")])
+def test_particles_in_turn(alpha, masks):
+    case = Case(copies=30 if masks == "datum" else 1)
+    steps = 100 if masks == "datum" else 500
+    case.check(loss_for(alpha, 2, masks=masks, vectorize_particles=False), alpha, 2, steps)
+
+
+@pytest.mark.parametrize(("alpha", "masks"), [(0, "datum"), (0.5, "datum"), (0.5, "draw")])
+@pytest.mark.parametrize("estimator", [Rebar(), Reinforce(3), PlainReinforce()], ids=str)
+def test_a_further_estimator_is_one_class(estimator, alpha, masks):
+    case = Case(copies=40 if masks == "datum" else 1)
+    case.check(loss_for(alpha, 2, masks=masks, gradient=estimator), alpha, 2, 150 if masks == "datum" else 500)
+
+
+@pytest.mark.parametrize("alpha", [0, 0.5])
+@pytest.mark.parametrize("wrong", [SwappedARM(), BatchMeanARM(), FreshNoiseARM(), "weights"], ids=str)
+def test_published_mistakes_fail(wrong, alpha):
+    case = Case(copies=40)
+    guide = SecondWeights()(case.guide) if wrong == "weights" else None
+    loss = loss_for(alpha, 2, gradient=ARM() if wrong == "weights" else wrong)
+    with pytest.raises(AssertionError, match="standard errors"):
+        case.check(loss, alpha, 2, 150, guide)
+
+
+def test_pathwise_part_of_the_scaling_matters():
+    """Without the 1/keep in the graph, the test above would fail."""
+    case = Case(copies=40)
+
+    class Detached(Messenger):
+        def _pyro_sample(self, msg):
+            if isinstance(msg["fn"], MaskedDelta):
+                weight = msg["fn"].weight
+                msg["value"], msg["done"] = weight.replace(keep=weight.keep.detach()), True
+
+    with pytest.raises(AssertionError, match="standard errors"):
+        case.check(TraceDropout_ELBO(2), 0, 2, 150, Detached()(case.guide))
+
+
+def test_one_pass_holds_the_pair():
+    case, calls = Case(), []
+    handle = case.model.net.net[0].register_forward_hook(lambda module, args, out: calls.append(out.shape))
+    loss = TraceDropout_ELBO(max_plate_nesting=1)
+    loss.loss_and_grads(case.model, case.guide, case.x, case.y)
+    calls.clear()
+    loss.loss_and_grads(case.model, case.guide, case.x, case.y)
+    handle.remove()
+    assert calls == [(2 * len(case.x), 3)]
+
+
+@pytest.mark.parametrize(
+    "sharing", [{}, {"shared": True}, {"rate": {"net.0.weight": 0.0, "net.2.weight": 0.4}}], ids=str
+)
+@pytest.mark.parametrize("gradient", ["arm", "disarm"])
+def test_rates_of_sites_and_of_the_whole_network(gradient, sharing):
+    """One logit for several units: its gradient is the sum of theirs. Rate 0 stays, and the rest still learns."""
+    x, y = regression_data(4, 2)
+    model = FixedNoise(mlp(2, (3,)).double(), size=4 * 40)
+    guide = AutoBernoulliDropout(model, **{"rate": 0.3, **sharing}, learnable=True)
+    guide(x, y)
+    parameters = dict(guide.named_parameters())
+    learned = [p for name, p in parameters.items() if name.startswith("logits")]
+    locs, biases = (
+        [parameters[f"{tree}.{i}.{kind}_unconstrained"] for i in (0, 2)]
+        for tree, kind in (("locs.net", "weight"), ("rest.net", "bias"))
+    )
+    always = torch.full((1,), 25.0, dtype=F64)
+    logits = {1: {False: [always, learned[0]], True: learned * 2}["shared" in sharing]}.get(len(learned), learned)
+    logits = [a.expand(n) for a, n in zip(logits, (2, 3), strict=True)]
+    table = enumeration.log_likelihoods(locs, biases, logits, x, y, model.scale)
+    exact = torch.autograd.grad(40 * enumeration.energy(*table, 0, 1) + enumeration.kl(locs, logits), learned)
+    loss = TraceDropout_ELBO(gradient=gradient)
+    _, draws = gradients(loss, model, guide, x.repeat(40, 1), y.repeat(40), 150)
+    for name, target in zip([n for n in draws if n.startswith("logits")], exact, strict=True):
+        assert_same_mean(draws[name], target)
+
+
+@pytest.mark.parametrize("stock", [Trace_ELBO(40, vectorize_particles=True), TraceGraph_ELBO()], ids=["trace", "graph"])
+def test_stock_losses_have_the_gradient_of_enumeration(stock):
+    case = Case()
+    case.check(stock, 0, 1, 150 if isinstance(stock, Trace_ELBO) else 250)
+
+
+@pytest.mark.parametrize("validate", [True, False])
+def test_mean_field_elbo_would_ignore_the_rates_and_raises(validate):
+    case = Case()
+    with pyro.validation_enabled(validate), pytest.raises((ValueError, NotImplementedError)):
+        TraceMeanField_ELBO().loss_and_grads(case.model, case.guide, case.x, case.y)
+
+
+@pytest.mark.parametrize("parameter", ["logits", "rate"])
+def test_hand_written_guides_learn_too(parameter):
+    """Through whatever parameter stands behind the mask."""
+    case = Case(widths=(3,), copies=40)
+    logits, loc = case.logits[0].detach().clone(), case.locs[0].detach()
+    start = logits if parameter == "logits" else torch.sigmoid(-logits)
+
+    def guide(x, y):
+        value = pyro.param(parameter, start, constraints.real if parameter == "logits" else constraints.unit_interval)
+        mask = BernoulliMask(**{parameter: value}, units=3)
+        z = pyro.sample("net.weight.mask", mask, infer={"is_auxiliary": True})
+        pyro.sample("net.weight", MaskedDelta(MaskedWeight(loc, z, mask.keep)))
+        pyro.sample("net.bias", dist.Delta(case.biases[0].detach(), event_dim=1))
+
+    case.model.net = BayesianModule(nn.Linear(3, 1).double())
+    _, exact = case.exact(0, 1)
+    draws = []
+    for _ in range(150):
+        TraceDropout_ELBO().loss_and_grads(case.model, guide, case.x, case.y)
+        unconstrained = pyro.param(parameter).unconstrained()
+        draws.append(unconstrained.grad.clone() * (1 if parameter == "logits" else -1))  # logit(rate) = -logit(keep)
+        unconstrained.grad = None
+    assert_same_mean(torch.stack(draws), exact[3:6])
+
+
+def test_a_vector_likelihood_of_all_data_learns_with_masks_per_draw():
+    """No data plate at all: the ELBO with masks per draw needs none."""
+    case = Case()
+
+    net, noise = case.model.net, case.model.scale
+
+    class Joint(PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x, y):
+            mean = self.net(x).squeeze(-1)
+            with pyro.poutine.scale(scale=2.5):
+                pyro.sample("obs", dist.Normal(mean, noise).to_event(1), obs=y)
+
+    model = case.model = Joint()
+    model.scale = noise
+    with pytest.raises(ValueError, match="is in no data plate"):
+        TraceDropout_ELBO().loss(model, case.guide, case.x, case.y)
+    with pytest.raises(ValueError, match="is in no data plate, but the α energy"):
+        RenyiDropout_ELBO(masks="draw").loss(model, case.guide, case.x, case.y)
+    case.check(TraceDropout_ELBO(20, masks="draw"), 0, 1, 200)
+
+
+# Models with more in them than a network and its data, against stock Trace_ELBO
+
+
+def deep(x, y):
+    """A local latent whose prior the network gives, a global one, and two observed sites in one plate."""
+    mean = deep.net(x).squeeze(-1)
+    precision = pyro.sample("precision", dist.Gamma(torch.tensor(2.0, dtype=F64), 1.0))
+    with pyro.plate("data", 12, subsample_size=len(x)):
+        h = pyro.sample("h", dist.Normal(mean, 1.0))
+        pyro.sample("count", dist.Poisson(h.exp()), obs=(y > 0).double())
+        pyro.sample("obs", dist.Normal(h + mean, precision.rsqrt()), obs=y)
+
+
+class TwoDataSets(PyroModule):
+    """The same weights see data of two sizes, in two plates."""
+
+    def forward(self, x, y):
+        all_of_them, two = self.net(x).squeeze(-1), self.net(x[:2] + 1).squeeze(-1)
+        with pyro.plate("first", len(x)):
+            pyro.sample("y", dist.Normal(all_of_them, 1.0), obs=y)
+        with pyro.plate("second", 2):
+            pyro.sample("w", dist.Normal(two, 0.5), obs=y[:2])
+
+
+def two_plates_around_the_data(x, y):
+    mean = deep.net(x).squeeze(-1)
+    with pyro.plate("data", len(x), dim=-1), pyro.plate("repeats", 2, dim=-2):
+        pyro.sample("obs", dist.Normal(mean, torch.ones(2, 1, dtype=F64)), obs=torch.stack([y, y + 1]))
+
+
+def networks(x, y):
+    """Three networks at once, each with rates of its own."""
+    with pyro.plate("networks", 3, dim=-2):
+        mean = deep.net(x).squeeze(-1)
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("obs", dist.Normal(mean, 1.0), obs=y)
+
+
+def layer_norm():
+    return nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), nn.Linear(3, 1)).double()
+
+
+@pytest.mark.parametrize("masks", ["datum", "draw"])
+@pytest.mark.parametrize(
+    ("model", "net", "rest"),
+    [
+        (deep, lambda: mlp(3, (3,)).double(), AutoNormal),
+        (deep, lambda: nn.Linear(3, 1).double(), AutoDelta),
+        (deep, layer_norm, AutoNormal),  # LayerNorm's dense draws differ, so the members' networks run in turn
+        (TwoDataSets(), lambda: mlp(3, (2,)).double(), AutoDelta),
+        (two_plates_around_the_data, lambda: mlp(3, (2,)).double(), AutoDelta),
+        (networks, lambda: nn.Linear(3, 1).double(), AutoDelta),
+    ],
+)
+def test_gradient_agrees_with_stock_trace_elbo(model, net, rest, masks):
+    x, y = regression_data(6)
+    deep.net = BayesianModule(net())
+    if isinstance(model, TwoDataSets):
+        model.net = deep.net
+    guide = AutoBernoulliDropout(model, rate=0.4, learnable=True, per_unit=True, rest=rest)
+    in_turn = net is layer_norm
+    ours_loss = TraceDropout_ELBO(4 if in_turn else 20, masks=masks)
+    guide(x, y)
+    ours, stock = (
+        gradients(loss, model, guide, x, y, n)
+        for loss, n in ((ours_loss, 100), (Trace_ELBO(400, vectorize_particles=True), 25 if in_turn else 100))
+    )
+    assert_same_mean(ours[0], stock[0])
+    for name in ours[1]:
+        assert_same_mean(ours[1][name], stock[1][name])
+
+
+@pytest.mark.parametrize("masks", ["datum", "draw"])
+def test_convolutions_learn_rates_per_channel(masks):
+    conv = nn.Sequential(nn.Conv1d(2, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(6, 1)).double()
+    x, y = torch.randn(4, 2, 3, dtype=F64), torch.randn(4, dtype=F64)
+    model = FixedNoise(conv, size=8)
+    guide = AutoBernoulliDropout(model, rate=0.4, learnable=True, per_unit=True)
+    guide(x, y)
+    assert {k: v.shape for k, v in guide.rates().items()} == {"net.0.weight": (2,), "net.3.weight": (6,)}
+    ours = gradients(TraceDropout_ELBO(20, masks=masks), model, guide, x, y, 100)[1]
+    stock = gradients(Trace_ELBO(400, vectorize_particles=True), model, guide, x, y, 40)[1]
+    for name in ours:
+        assert_same_mean(ours[name], stock[name])
+
+
+# Wrong use
+
+
+def test_an_estimator_where_no_rate_is_learned_raises():
+    x, y = regression_data(4)
+    model = FixedNoise(nn.Linear(3, 1).double(), size=4)
+    for guide in (AutoConcreteDropout(model), AutoBernoulliDropout(model)):
+        with pytest.raises(ValueError, match=r"gradient=ARM\(\) is for learned rates of hard masks.*leave it out"):
+            TraceDropout_ELBO(gradient=ARM()).loss(model, guide, x, y)
+
+
+def test_one_loss_serves_any_guide():
+    x, y = regression_data(4)
+    model = FixedNoise(nn.Linear(3, 1).double(), size=4)
+    guides = [AutoBernoulliDropout(model, learnable=True), AutoConcreteDropout(model), AutoBernoulliDropout(model)]
+    for loss in (TraceDropout_ELBO(), RenyiDropout_ELBO(), TraceDropout_ELBO(masks="draw")):
+        for guide in guides + guides[::-1]:
+            assert math.isfinite(loss.loss_and_grads(model, guide, x, y))
+    assert guides[0].logits.net.weight_unconstrained.grad.abs() > 0
+
+
+@pytest.mark.parametrize("wrong", ["rebar", 3, ARM])
+def test_a_gradient_that_is_no_estimator_raises(wrong):
+    with pytest.raises(ValueError, match="gradient must be an estimator such as DisARM"):
+        TraceDropout_ELBO(gradient=wrong)
+
+
+@pytest.mark.parametrize("members", [1, 0, True, 2.0])
+def test_leave_one_out_needs_two(members):
+    with pytest.raises(ValueError, match="at least two members"):
+        Reinforce(members)
