@@ -315,6 +315,9 @@ def _normal(loc: Tensor, keep: Tensor | None, units: MaskedUnits, prior: TorchDi
     if keep is None or keep.shape[-1] == 1:
         square = torch.linalg.vecdot(flat, flat)
         square = square if keep is None else square / (keep[0] if keep.dim() == 1 else keep.squeeze(-1))
+    elif units.groups == 1:
+        per_unit = loc.movedim(units.dim - units.event_dim, -units.event_dim).flatten(1 - units.event_dim)
+        square = (torch.linalg.vecdot(per_unit, per_unit) / keep).sum(-1)
     else:
         square = (loc.square() / units.spread(keep, event_shape)).flatten(-units.event_dim).sum(-1)
     if mean != 0:

@@ -10,11 +10,15 @@ import json
 import logging
 import platform
 import statistics
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pyro
 import torch
+from pyro.infer import ELBO
 
+from pyro_dropout import AutoBernoulliDropout, RenyiDropout_ELBO, TraceDropout_ELBO
 from tests.benchmarks import peers
 from tests.benchmarks.measure import Row, in_own_process, interleaved
 
@@ -36,6 +40,33 @@ def steps(repeats: int) -> list[Row]:
             work = f"step {shape}: as the first row, without Pyro's validation"
             ours, peer = peers.module_step(x, y, width), peers.hand_written_step(x, y, width)
             rows.append(interleaved(work, ours, peer, "", repeats, calls))
+    return rows
+
+
+def objectives(repeats: int) -> list[Row]:
+    """Steps with learned hard masks, and α steps, against steps at fixed rates (all ``ELBO()(model, guide)``)."""
+    rows = []
+    learnable = partial(AutoBernoulliDropout, learnable=True)
+    for batch, width, calls, pair, ten in ((32, 50, 20, "1.6", "0.3"), (128, 1024, 4, "2.2", "1.1")):
+        x, y = torch.randn(batch, peers.FEATURES), torch.randn(batch)
+        shape = f"{peers.FEATURES}-{width}-{width}-1, batch {batch}"
+
+        def step(
+            guide: Callable = AutoBernoulliDropout, loss: ELBO | None = None, x=x, y=y, width=width
+        ) -> Callable[[], float]:
+            return peers.module_step(x, y, width, guide, loss)
+
+        for per_unit in (False, True):
+            for gradient in ("arm", "disarm"):
+                ours = step(partial(learnable, per_unit=per_unit), TraceDropout_ELBO(gradient=gradient))
+                work = f"step {shape}: {gradient}, rates by {'unit' if per_unit else 'site'} / fixed rates"
+                rows.append(interleaved(work, ours, step(), f"≤ {pair}", repeats, calls))
+        fixed = step()
+        work = f"step {shape}: α = 0.5 with K = 10 / ten steps at K = 1"
+        peer = lambda fixed=fixed: [fixed() for _ in range(10)]  # noqa: E731
+        rows.append(
+            interleaved(work, step(loss=RenyiDropout_ELBO(0.5, 10)), peer, f"≤ {ten}", repeats, max(1, calls // 4))
+        )
     return rows
 
 
@@ -62,17 +93,23 @@ def predictions(repeats: int, draws: int, width: int) -> list[Row]:
     return rows
 
 
+PARTS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
+    "steps": lambda options: steps(options.repeats),
+    "objectives": lambda options: objectives(options.repeats),
+    "predictions": lambda options: predictions(options.repeats, options.draws, options.width),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--repeats", type=int, default=25, help="interleaved repeats of a step (default 25)")
     parser.add_argument("--draws", type=int, default=1000, help="posterior draws (default 1000)")
     parser.add_argument("--width", type=int, default=1024, help="hidden width of the predictions (default 1024)")
-    parser.add_argument("--only", choices=["steps", "predictions"], help="one part of the table")
+    parser.add_argument("--only", choices=list(PARTS), help="one part of the table")
     options = parser.parse_args()
     logging.getLogger("pyro").setLevel(logging.WARNING)
     pyro.set_rng_seed(0)
-    rows = [] if options.only == "predictions" else steps(options.repeats)
-    rows += [] if options.only == "steps" else predictions(options.repeats, options.draws, options.width)
+    rows = [row for name, part in PARTS.items() if options.only in (None, name) for row in part(options)]
     lines = ["| work | ours | peer | ratio, median [quartiles] | target |", "| --- | --- | --- | --- | --- |"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, pyro {pyro.__version__}"

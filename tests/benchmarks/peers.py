@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pyro
 import torch
 import torch.nn.functional as F
-from pyro.infer import SVI, Predictive, TraceMeanField_ELBO
+from pyro.infer import ELBO, SVI, Predictive, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 
@@ -49,11 +49,13 @@ def hand_written_step(x: Tensor, y: Tensor, width: int) -> Callable[[], float]:
     return step
 
 
-def module_step(x: Tensor, y: Tensor, width: int) -> Callable[[], float]:
+def module_step(
+    x: Tensor, y: Tensor, width: int, guide: Callable = AutoConcreteDropout, loss: ELBO | None = None
+) -> Callable[[], float]:
     """``ELBO()(model, guide)`` with the optimiser that the hand-written loop has."""
     pyro.clear_param_store()
     model = Regression(FEATURES, SIZE, (width, width))
-    elbo = TraceDropout_ELBO()(model, AutoConcreteDropout(model, rate=RATE, temperature=TEMPERATURE))
+    elbo = (loss or TraceDropout_ELBO())(model, guide(model, rate=RATE))
     elbo(x, y)
     optimiser = torch.optim.Adam(elbo.parameters(), lr=1e-3)
 
