@@ -206,11 +206,11 @@ def draw_traces(traces: dict[str, Tensor], path: Path) -> None:
 # Against width
 
 
-def over_widths(widths: list[int], points: int, samples: int, networks: int, keep: float) -> dict[str, list[float]]:
+def over_widths(widths: list[int], points: int, samples: int, keep: float) -> dict[str, list[float]]:
     """``‖estimate - exact‖ / ‖exact‖`` of single estimates by width, root mean squares over random networks."""
     ratios: dict[str, list[float]] = {name: [] for name in METHODS}
     for width in tqdm(widths, desc="widths", leave=False, disable=None):
-        toys = [Toy.random(width, points) for _ in range(networks)]
+        toys = [Toy.random(width, points) for _ in range(max(10, 640 // width))]
         logits = torch.logit(torch.full((width,), keep))
         exact = torch.stack([toy.exact(logits) for toy in toys])
         for name, method in METHODS.items():
@@ -259,7 +259,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     print_grid(grid)
     traces = along_descent(toy, options.steps, rate=3.0)
     widths = [2**k for k in range(1, 1 + int(math.log2(options.max_width)))]
-    ratios = over_widths(widths, points=100, samples=50, networks=10, keep=0.8)
+    ratios = over_widths(widths, points=100, samples=50, keep=0.8)
     print_widths(widths, ratios)
 
     pictures: dict[str, Callable[[Path], None]] = {

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyro
+import pyro.poutine as poutine
 import torch
 from torch import Tensor, nn
 
 from pyro_dropout.distributions import MaskedDelta
+from pyro_dropout.messengers import MemberMask
 from pyro_dropout.weight import DatumMask
 
 
@@ -19,7 +22,7 @@ def plates_of_weights(guide_trace: Any) -> set[str]:
     return {f.name for site in _weights(guide_trace) for f in site["cond_indep_stack"]} | {"num_particles_vectorized"}
 
 
-def check_data_plates(model_sites: dict[str, Any], guide_trace: Any, members: int) -> None:
+def check_data_plates(model_sites: dict[str, Any], guide_trace: Any) -> None:
     """One mask per datum needs a likelihood that factorises over data, and layers that see the data first."""
     weights = _weights(guide_trace)
     names = plates_of_weights(guide_trace)
@@ -34,18 +37,91 @@ def check_data_plates(model_sites: dict[str, Any], guide_trace: Any, members: in
                     f'put it into `with pyro.plate("data", N)`, or use masks="draw"'
                 )
             sizes.update(data)
-    known = {1, members, *sizes.values(), *(f.size for f in around)}
+    known = {1, *sizes.values(), *(f.size for f in around)}
     for site in weights:
         mask = site["fn"].weight.mask
         if not isinstance(mask, DatumMask):
             continue
         masks = list(mask.entries.values()) or [mask]
-        drawn = {size for m in masks for shape in m.draws for size in shape}
+        members = isinstance(mask.distribution, MemberMask)
+        shapes = [shape[members and m is mask :] for m in masks for shape in m.draws]
+        drawn = {size for shape in shapes for size in shape}
+        last = {shape[-1] for shape in shapes if shape}
+        if 1 in last and len(last) > 1:
+            raise ValueError(
+                f"weight {site['name']!r} drew a mask for one datum and masks for {max(last)}: where an observation "
+                'depends on both, masks per datum would be independent; use masks="draw"'
+            )
         if not drawn <= known:
             raise ValueError(
                 f"weight {site['name']!r} drew masks for {min(drawn - known)} data, but the data plates are "
                 f'{sizes}: the first dimension of a layer\'s input must be the data, or use masks="draw"'
             )
+
+
+def check_depth(site: Any, max_depth: float) -> None:
+    """A log-density must not have dimensions that no plate accounts for."""
+    if site["log_prob"].dim() > max_depth:
+        raise ValueError(
+            f"observed site {site['name']!r} has log-density of shape {tuple(site['log_prob'].shape)}, with more "
+            f"dimensions than plates, particles and members of an estimator together ({max_depth}): the data plate "
+            "must be the one at dim -1, a vector of outputs is one observation by .to_event(1), and max_plate_nesting "
+            "must count all plates of the model"
+        )
+
+
+def check_broadcasting(model: Any, guide: Any, max_plate_nesting: int, args: Any, kwargs: Any) -> None:
+    """The model must give two draws of masks at once the log-densities that it gives them alone.
+
+    :param guide: a guide whose masks have a leading dimension, by ``Members``.
+    """
+    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    weights = _weights(guide_trace)
+    if not weights:
+        return
+
+    def log_probs(trace: Any) -> dict[str, Tensor]:
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), poutine.block():
+            pyro.set_rng_seed(0)  # of the model's own random numbers, a subsample say
+            run = poutine.trace(poutine.replay(model, trace=trace)).get_trace(*args, **kwargs)
+            run.compute_log_prob(site_filter=lambda _, site: site["is_observed"])
+        return {n: s["log_prob"] for n, s in run.nodes.items() if s["type"] == "sample" and s["is_observed"]}
+
+    together = log_probs(guide_trace)
+    for member in range(2):
+        alone = guide_trace.copy()
+        for name, site in guide_trace.nodes.items():
+            if site["type"] == "sample" and isinstance(site["value"], Tensor):
+                alone.nodes[name] = {**site, "value": _of_member(site, member, max_plate_nesting)}
+        for name, expected in log_probs(alone).items():
+            found = together[name]
+            found = found[member] if found.dim() > max_plate_nesting else found
+            if not _same(found, expected):
+                raise ValueError(
+                    "the model does not broadcast: with a dimension left of its plates, as particles and pairs of masks"
+                    f" have it, observed site {name!r} has other log-densities than without; index its output "
+                    "from the right (net(x)[..., 0] or .squeeze(-1), not net(x)[:, 0]), give BayesianModule the "
+                    "event_dim of its inputs, or use fixed or relaxed masks, one particle at a time"
+                )
+
+
+def _of_member(site: Any, member: int, max_plate_nesting: int) -> Tensor:
+    value = site["value"]
+    event_dim = getattr(site["fn"], "event_dim", 0)
+    if value.dim() - event_dim <= max_plate_nesting:
+        return value
+    value = value[member]
+    own = max((-f.dim for f in site["cond_indep_stack"] if f.vectorized), default=0)
+    return value.reshape(value.shape[value.dim() - event_dim - own :])
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    try:
+        a, b = torch.broadcast_tensors(a, b)
+    except RuntimeError:
+        return False
+    tolerance = 100 * torch.finfo(a.dtype).eps ** 0.5
+    return bool(torch.isclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True).all())
 
 
 def without_members(trace: Any, max_plate_nesting: int) -> Any:

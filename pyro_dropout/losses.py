@@ -21,7 +21,9 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_dropout.checks import (
+    check_broadcasting,
     check_data_plates,
+    check_depth,
     explain_gradients,
     find_nonfinite,
     finite_gradients,
@@ -70,6 +72,9 @@ class TraceDropout_ELBO(ELBO):
     :param max_plate_nesting: as in Pyro; guessed from one run if particles are vectorised or rates of hard
         masks learned.
     :param retain_graph: as in Pyro.
+    With masks per datum the likelihood of a datum must depend on its own row of each layer's input alone: networks
+    that mix the rows of a batch, or observations that pick rows by an index, need ``masks="draw"``.
+
     :raises ValueError: at a step: a loss that is not finite, in ``loss_and_grads`` (``SVI``) a gradient that is not
         finite either, with parameters left as they were; masks per datum without a data plate, or for a layer
         whose input does not have the data first; a ``gradient`` where no hard mask is learned.
@@ -108,6 +113,7 @@ class TraceDropout_ELBO(ELBO):
                 f"gradient must be an estimator such as DisARM(), or one of {', '.join(ESTIMATORS)}, "
                 f"but found {gradient!r}"
             )
+        self.max_plate_nesting: float
         self.masks = masks
         self.gradient = gradient
         self._learned = False  # hard masks with learned rates in the guide? the first run tells
@@ -139,7 +145,7 @@ class TraceDropout_ELBO(ELBO):
                     loss.backward(retain_graph=self.retain_graph)
                     if not finite_gradients(parameters):
                         raise ValueError(explain_gradients(parameters, find_nonfinite(model, guide, args, kwargs)))
-        except ValueError:
+        except Exception:
             for parameter in parameters.values():
                 parameter.grad = None  # or the next step would add to it
             raise
@@ -167,12 +173,14 @@ class TraceDropout_ELBO(ELBO):
 
     def _get_trace(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> Run:
         guide_trace, draws = self._trace_guide(guide, args, kwargs)
-        if _has_learned_masks(guide_trace) != self._learned:  # another guide than last time
-            self._learned = not self._learned
+        learned = _has_learned_masks(guide_trace)
+        # Under no_grad a rate that is computed from a parameter does not show that it is learned.
+        if learned != self._learned and (learned or torch.is_grad_enabled()):  # another guide than last time
             if self.max_plate_nesting == float("inf"):
                 self._guess_max_plate_nesting(model, guide, args, kwargs)
+            self._learned = learned
             guide_trace, draws = self._trace_guide(guide, args, kwargs)
-        if self.gradient is not None and not self._learned:
+        if self.gradient is not None and not learned and torch.is_grad_enabled():
             raise ValueError(
                 f"gradient={self.gradient} is for learned rates of hard masks, and the guide has none: leave it out, "
                 "or learn rates with AutoBernoulliDropout(model, learnable=True)"
@@ -185,6 +193,17 @@ class TraceDropout_ELBO(ELBO):
             else:
                 check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
         return Run(model_trace, guide_trace, draws)
+
+    def _guess_max_plate_nesting(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> None:
+        """As in Pyro, and makes sure once that the model takes a dimension left of its plates."""
+        super()._guess_max_plate_nesting(model, guide, args, kwargs)
+        if is_validation_enabled():
+            nesting = int(self.max_plate_nesting) - (self.vectorize_particles and self.num_particles > 1)
+            try:
+                check_broadcasting(model, Members(DisARM(), nesting)(guide), nesting, args, kwargs)
+            except Exception:
+                self.max_plate_nesting = float("inf")  # or the next call would take it for checked
+                raise
 
     def _trace_guide(self, guide: Callable, args: Any, kwargs: Any) -> tuple[Any, list[Draw]]:
         draws: list[Draw] = []
@@ -228,12 +247,13 @@ class TraceDropout_ELBO(ELBO):
         """Observed sites and their log-densities, scaled and masked."""
         model_sites = _sample_sites(run.model_trace)
         if self.masks == "datum":
-            check_data_plates(model_sites, run.guide_trace, self._estimator.members)
+            check_data_plates(model_sites, run.guide_trace)
         for name, site in model_sites.items():
             if site["is_observed"]:
                 run.model_trace.compute_log_prob(site_filter=lambda n, _, name=name: n == name)
                 if is_validation_enabled():
                     check_site_shape(site, self.max_plate_nesting)
+                check_depth(site, self.max_plate_nesting + self._learned)
                 yield site, site["log_prob"]
 
     def _latent_terms(self, run: Run) -> Iterator[Tensor]:
@@ -287,6 +307,11 @@ def _share(term: Tensor, shape: torch.Size) -> Tensor:
     Dimensions along which the masks differ are kept, the others summed. Sizes that do not match (other data, say)
     are summed too: each mask might have changed all of it.
     """
+    if len(shape) > term.dim() - 1:
+        raise NotImplementedError(
+            "learned rates of hard masks with masks per datum need a vectorised data plate, `with pyro.plate(...)`; in "
+            'a sequential one, `for i in pyro.plate(...)`, use masks="draw"'
+        )
     own = (1,) * (term.dim() - 1 - len(shape)) + tuple(shape)
     summed = [d for d, (t, s) in enumerate(zip(term.shape[1:], own, strict=True), start=1) if t not in (1, s)]
     term = term.sum(summed, keepdim=True) if summed else term

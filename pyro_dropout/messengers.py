@@ -65,6 +65,11 @@ class Members(Messenger):
         fn = msg["fn"]
         if isinstance(fn, BernoulliMask | ConcreteMask) and msg["value"] is None:
             pad = self.max_plate_nesting - len(fn.batch_shape)
+            if pad < 0:
+                raise ValueError(
+                    f"mask {msg['name']!r} is in {len(fn.batch_shape)} plates, more than the {self.max_plate_nesting}"
+                    " of the loss's first model (or its max_plate_nesting): use a new loss for a model of another depth"
+                )
             plates = torch.Size((self.estimator.members, *(1,) * pad, *fn.batch_shape))
             msg["fn"] = MemberMask(fn, self.estimator, plates, self.draws)
 

@@ -182,6 +182,9 @@ class BayesianModule(PyroModule):
     ) -> Any:
         """One network per entry of the plates: all at once by ``vmap``, or in turn where it cannot."""
         plates = plates[:-1]
+        for a, event_dim in zip(args, event_dims, strict=True):
+            if isinstance(a, Tensor) and a.dim() > event_dim + 1:
+                plates = torch.broadcast_shapes(plates, a.shape[: a.dim() - event_dim - 1])
         own, data = {}, {}
         for name, value in values.items():
             event = self._slots[name].initial.shape

@@ -15,6 +15,8 @@ from torch import Tensor
 from pyro_dropout.checks import plates_of_weights
 from pyro_dropout.losses import Run, TraceDropout_ELBO
 
+_ELEMENTS = 2**24  # of a temporary tensor
+
 
 class RenyiDropout_ELBO(TraceDropout_ELBO):
     r"""The reparametrised black-box α energy:
@@ -117,11 +119,16 @@ class RenyiDropout_ELBO(TraceDropout_ELBO):
 
         The other particles stay, all at their first member, all at their second, ...; these energies are averaged.
         """
-        particles = log_likelihood.shape[1]
-        own = torch.eye(particles, dtype=torch.bool, device=log_likelihood.device)
-        own = own.reshape(particles, particles, *(1,) * (log_likelihood.dim() - 2))
-        swapped = torch.where(own, log_likelihood[None, :, None], log_likelihood[:, None, None])
-        return self._mean_over_members(_energy(swapped, alpha, dim=3))
+        members, particles = log_likelihood.shape[:2]
+        if alpha == 0 or particles == 1:  # a sum over particles: what the others do cancels
+            return -log_likelihood / particles
+        identity = torch.eye(particles, dtype=torch.bool, device=log_likelihood.device)
+        chunks = []
+        for own in identity.split(max(1, _ELEMENTS // (members * log_likelihood.numel()))):
+            own = own.reshape(*own.shape, *(1,) * (log_likelihood.dim() - 2))
+            swapped = torch.where(own, log_likelihood[None, :, None], log_likelihood[:, None, None])
+            chunks.append(self._mean_over_members(_energy(swapped, alpha, dim=3)))
+        return torch.cat(chunks, dim=1)
 
 
 def _energy(log_likelihood: Tensor, alpha: float, dim: int) -> Tensor:

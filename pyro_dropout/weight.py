@@ -70,6 +70,12 @@ class DatumMask:
         self.draws: dict[tuple[int, ...], Tensor] = {}
         self.entries: dict[int, DatumMask] = {}
 
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"a mask per datum is not drawn yet and has no {name!r}: a guide that computes with its masks needs "
+            'masks="draw" in the loss'
+        )
+
     def entry(self, index: int) -> DatumMask:
         """The mask of one entry of the plates, the same for every call; all entries are drawn at once."""
         if index not in self.entries:

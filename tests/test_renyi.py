@@ -173,9 +173,14 @@ def test_energy_falls_in_alpha_on_the_same_draws(fitted, masks):
 
 
 def test_continuous_at_zero(fitted):
-    for alpha in (1e-6, -1e-6, 1e-3):
-        change = same_draws(alpha, *fitted) - same_draws(0.0, *fitted)
-        assert abs(change) < 1e4 * abs(alpha) + 1e-6 * abs(same_draws(0.0, *fitted))
+    """Also in single precision: 1e-6 against 0 differs by the slope times 1e-6."""
+    zero = same_draws(0.0, *fitted)
+    slope = (same_draws(1e-2, *fitted) - zero) / 1e-2
+    assert slope < 0
+    for alpha in (1e-6, -1e-6):
+        assert abs(same_draws(alpha, *fitted) - zero) < 2 * abs(slope * alpha) + 1e-6 * abs(zero)
+    change = same_draws(1e-3, *fitted) - zero
+    assert change == pytest.approx(1e-3 * slope, rel=0.1, abs=1e-6 * abs(zero))
 
 
 def test_data_term_at_alpha_one_tends_to_the_predictive_log_likelihood():
