@@ -54,11 +54,13 @@ Score = dict[str, Tensor]  # by name of the measure one value for each network
 
 
 def bimodal(x: Tensor) -> dist.Distribution:
+    """Two branches that cross, with constant noise."""
     branches = dist.Normal(10 * torch.stack([x.sin(), x.cos()], -1), 1.0)
     return dist.MixtureSameFamily(dist.Categorical(torch.ones(*x.shape, 2)), branches)
 
 
 def heteroscedastic(x: Tensor) -> dist.Distribution:
+    """One curve, with noise that comes and goes."""
     return dist.Normal(7 * x.sin(), 3 * (x / 2).cos().abs())
 
 
@@ -78,12 +80,14 @@ class Data:
 
     @classmethod
     def draw(cls, name: str, networks: int) -> Data:
+        """Training and test points for each network, and a grid for the picture."""
         truth, width = TRUTHS[name]
         x, x_test = (width * (2 * torch.rand(networks, n) - 1) for n in (POINTS, TEST_POINTS))
         grid = torch.linspace(-width, width, 201).expand(networks, -1)
         return cls(truth, x, truth(x).sample(), x_test, truth(x_test).sample(), grid)
 
     def features(self, x: Tensor) -> Tensor:
+        """What the networks see of x."""
         return (x / self.x.std()).unsqueeze(-1)
 
 
@@ -155,8 +159,8 @@ def score(density: Tensor, mean: Tensor, obs: Tensor, data: Data) -> Score:
     return {
         "RMSE": (mean - data.y_test).square().mean(1).sqrt(),
         "log-likelihood": density.mean(1),
-        "in 50 %": coverage(0.5, wide | ~wide),
-        "in 90 %": coverage(0.9, wide | ~wide),
+        "in 50 %": coverage(0.5, torch.ones_like(wide)),
+        "in 90 %": coverage(0.9, torch.ones_like(wide)),
         "wide half": coverage(0.9, wide),
         "narrow half": coverage(0.9, ~wide),
     }
@@ -171,6 +175,7 @@ def evaluate(drawn: dict[str, Tensor], data: Data) -> Score:
 
 
 def report(scores: dict[str, Score]) -> None:
+    """Prints means and standard errors over networks."""
     names = list(scores["α = 0"])
     print(f"\nTest points. Halves: where the truth is wide and where it is narrow, in 90 % intervals\n{'':16}", end="")
     print("".join(f"{name:>17}" for name in names))
@@ -182,7 +187,7 @@ def report(scores: dict[str, Score]) -> None:
 def plot(curves: dict[str, dict[str, Tensor]], scores: dict[str, Score], data: Data, path: Path) -> None:
     """Predictive density, intervals and mean of the first network, on its data."""
     figure, axes = plt.subplots(1, len(SHOWN), figsize=(14, 5), sharex=True, sharey=True, layout="constrained")
-    x, limit = data.grid[0], 1.1 * data.y.abs().max()
+    x, limit = data.grid[0], 1.25 * data.y.abs().max()
     y = torch.linspace(-limit, limit, 241)
     for axis, name in zip(axes, SHOWN, strict=True):
         mean, deviation = curves[name]["mean"][:, 0], curves[name]["deviation"][:, 0]

@@ -100,7 +100,7 @@ def from_pyro_svi(
     arrays["constant_data"] = {n: _array(v) for n, v in constant_data.items()}
     import arviz  # here: it is slow to import, and 0.23 warns as it is
 
-    return _to_arviz(arviz, arrays, dict(coords or {}), posterior.dims | dict(dims or {}))
+    return to_arviz(arviz, arrays, dict(coords or {}), posterior.dims | dict(dims or {}))
 
 
 @dataclass
@@ -205,7 +205,7 @@ def _array(value: Any) -> Any:
     return value.detach().cpu().numpy() if isinstance(value, Tensor) else value
 
 
-def _to_arviz(az: Any, groups: dict[str, Any], coords: dict[str, Any], dims: dict[str, list[str]]) -> Any:
+def to_arviz(az: Any, groups: dict[str, Any], coords: dict[str, Any], dims: dict[str, list[str]]) -> Any:
     """ArviZ 0.x takes groups as keyword arguments, ArviZ 1.x as one mapping."""
     groups = {name: variables for name, variables in groups.items() if variables}
     if "posterior" in inspect.signature(az.from_dict).parameters:

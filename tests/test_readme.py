@@ -8,12 +8,30 @@ import pytest
 README = Path(__file__).parent.parent / "README.md"
 
 
-@pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto")
-def test_the_quickstart_runs(capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+def run(place):
+    code = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)[place]
     namespace = {}
     exec(compile(code, "README.md", "exec"), namespace)
-    assert namespace["guide"].rates().keys() == {"net.0.weight", "net.2.weight"}
-    rmse = (namespace["moments"].mean - namespace["y_test"]).square().mean().sqrt()
-    assert rmse < 0.9 * namespace["y_test"].std()
+    return namespace
+
+
+@pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto")
+def test_the_quickstart_runs(capsys):
+    names = run(0)
+    assert names["guide"].rates().keys() == {"net.0.weight", "net.2.weight"}
+    rmse = (names["moments"].mean - names["y_test"]).square().mean().sqrt()
+    assert rmse < 0.9 * names["y_test"].std()
     assert "elpd_loo" in capsys.readouterr().out
+
+
+def test_entropic_regression_runs():
+    names = run(1)
+    residuals = names["mean"] - names["y"][300:]
+    assert residuals.std() < 0.8 * names["y"].std()
+    assert (abs(residuals) < 2 * names["std"]).mean() > 0.9
+    assert names["draws"].coef.shape == (1000, 10)
+    assert names["best"].log_normalizer() >= names["path"][1][4].log_normalizer()
+
+
+def test_entropic_logistic_regression_runs():
+    assert run(2)["mcmc"].get_samples()["w"][:, 0].mean() > 0.5

@@ -14,12 +14,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pyro
 import torch
 from pyro.infer import ELBO
 
 from pyro_dropout import AutoBernoulliDropout, RenyiDropout_ELBO, TraceDropout_ELBO
-from tests.benchmarks import peers
+from tests.benchmarks import documents, peers
 from tests.benchmarks.measure import Row, in_own_process, interleaved
 
 
@@ -93,9 +94,39 @@ def predictions(repeats: int, draws: int, width: int) -> list[Row]:
     return rows
 
 
+def entropic(repeats: int) -> list[Row]:
+    """The closed form on sparse documents, with variances, against ridge regression, means alone."""
+    rows = []
+    cases = [("synthetic, n = 4,500, p = 190,000, 1,500 new", {"kind": "synthetic", "n": 4500, "p": 190_000})]
+    if documents.books() is not None:
+        cases.append(("books, n = 1,500, p = 195,887, 500 new", {"kind": "books", "new": 500}))
+    for name, arguments in cases:
+        runs = [
+            (in_own_process("entropic", **arguments), in_own_process("ridge", **arguments))
+            for _ in range(max(3, repeats // 5))
+        ]
+        for quantity, index, unit, target in (("time", 1, "s", "≤ 2"), ("peak memory", 0, "MiB more", "< 2048 MiB")):
+            pairs = [(ours[index], peer[index]) for ours, peer in runs]
+            ratios = sorted(a / b for a, b in pairs)
+            medians = [f"{statistics.median(column):.3g} {unit}" for column in zip(*pairs, strict=True)]
+            spread = f"{statistics.median(ratios):.3g} [{ratios[0]:.3g}, {ratios[-1]:.3g}]"
+            work = f"entropic fit, mean and deviation, {name} / Ridge(lsqr), mean: {quantity}"
+            rows.append(Row(work, *medians, spread, target))
+    for what, sizes, fixed in (
+        ("n", (1000, 2000, 4000, 6000), {"p": 190_000}),
+        ("p", (1000, 10_000, 50_000, 200_000), {"n": 2000}),
+    ):
+        seconds = [in_own_process("entropic", kind="synthetic", new=500, **{what: size}, **fixed)[1] for size in sizes]
+        exponent = np.polyfit(np.log(sizes), np.log(seconds), 1)[0]
+        times = ", ".join(f"{size}: {second:.2f} s" for size, second in zip(sizes, seconds, strict=True))
+        rows.append(Row(f"entropic, time against {what} at {fixed}", times, "", f"exponent {exponent:.2f}", ""))
+    return rows
+
+
 PARTS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "steps": lambda options: steps(options.repeats),
     "objectives": lambda options: objectives(options.repeats),
+    "entropic": lambda options: entropic(options.repeats),
     "predictions": lambda options: predictions(options.repeats, options.draws, options.width),
 }
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from tqdm import trange
 
-from tests.benchmarks import peers
+from tests.benchmarks import documents, peers
 
 
 class Row(NamedTuple):
@@ -45,7 +45,8 @@ def interleaved(work: str, ours: Callable, peer: Callable, target: str, repeats:
 
 
 def _run_once(name: str, arguments: dict, sender: object) -> None:
-    run = getattr(peers, name)(torch.randn(100, peers.FEATURES), **arguments)
+    run = getattr(peers, name, None) or getattr(documents, name)
+    run = run(torch.randn(100, peers.FEATURES), **arguments)
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
     start = time.perf_counter()

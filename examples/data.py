@@ -1,0 +1,192 @@
+"""The examples' data sets, from a folder of yours or downloaded once, and checked either way.
+
+With the environment variable ``PYRO_DROPOUT_DATA`` sets are read from the folder it names (``qspr/aminoacids.csv``,
+``amazon/*.npz``), without it from a cache folder, which downloads from pinned commits of public repositories fill
+(``pip install pooch``). The checksums are of the content, as converted, not of a file: the same for both ways.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse
+from sklearn.datasets import load_svmlight_files
+from sklearn.feature_extraction import DictVectorizer
+
+VARIABLE = "PYRO_DROPOUT_DATA"
+CATEGORIES = ("books", "dvd", "electronics", "kitchen")
+
+_GITHUB = "https://raw.githubusercontent.com"
+_QSPR = f"{_GITHUB}/SamGG/ropls/3b1912056b23ca4ac3640d1b14ab91c92e7e2b6e/data"
+_FULL = f"{_GITHUB}/RyosukeOzaki/Logistic-Regression/9ec5348a0cd608863ef3bf9ee5d1c4c57baf81c8/processed_acl"
+_TOP = f"{_GITHUB}/GRAAL-Research/domain_adversarial_neural_network/74eec5e0ae06bd6614bce048abba492c16a633e3/data"
+
+SHA256 = {
+    "qspr/aminoacids.csv": "02992e530d8699a884f8ce1aa37844d1cfa7f9d2b43ff592c4ab36534aa053e5",
+    "amazon/books_labelled_full.npz": "d895ca65833c5af675a46e2bbbb7dc928fed0e8268b9caca8a5e39878947ac1b",
+    "amazon/dvd_labelled_full.npz": "cb3316c739efda546dd75c0c4fa558afd366b2349a72dbab43a2880d63b7b740",
+    "amazon/electronics_labelled_full.npz": "5da671bbdd168089f89107e2d6cf1a3dbe977611d5ad404b454bf68c0b7c6840",
+    "amazon/kitchen_labelled_full.npz": "b1d889009834e04f2b0e6fa4745214d4ad09826b25c0edda92a1514a4044045f",
+    "amazon/books_top5000.npz": "454e52c9f5caf26720de9f0df88b2cdebe0567390d4a45e6cf2dd6f98b562b80",
+    "amazon/dvd_top5000.npz": "aebb44f3716e0dc60e4810fec3649f58ac3556c50efd0c926e6484b29a2806e5",
+    "amazon/electronics_top5000.npz": "e425d3a320f5ab9e89eb2cbd58fd577f8542119d9f6f1391b01b2cdcdb6ed0b2",
+    "amazon/kitchen_top5000.npz": "72abf7e1fde0173b26010c0b60ab7f1db8ca3c69fd57f755983bbbe14e9c011d",
+}
+
+
+class Table(NamedTuple):
+    """Covariates ``x [n, p]``, an array or sparse; response ``y [n]``; the covariates' names, if they have any."""
+
+    x: Any
+    y: np.ndarray
+    names: list[str]
+
+
+def load_qspr() -> Table:
+    """19 amino acids: free energy of unfolding (DDGTS) by 7 properties, highly correlated (Wold et al. 2001)."""
+    return _load("qspr/aminoacids.csv", [f"{_QSPR}/aminoacids.csv.gz"], _convert_csv, _read_csv)
+
+
+def load_amazon(category: str, features: str = "full") -> Table:
+    """Amazon reviews as counts of words and pairs of words, sparse; y is 1 for positive and 0 (Blitzer et al. 2007).
+
+    :param category: books, dvd, electronics or kitchen.
+    :param features: ``full`` for the 2,000 labelled documents with their whole vocabulary, 93,474 to 195,887 columns,
+        the 1,000 positive ones first; ``top5000`` for 5,586 to 7,945 documents, those 2,000 first (in another order),
+        with the 5,000 features that Chen et al. (2012) chose over all categories, without names.
+    """
+    if category not in CATEGORIES:
+        raise ValueError(f"category must be one of {', '.join(CATEGORIES)}, but found {category!r}")
+    if features == "full":
+        urls = [f"{_FULL}/{category}/{part}.review" for part in ("positive", "negative")]
+        return _load(f"amazon/{category}_labelled_full.npz", urls, _convert_reviews, _read_npz)
+    if features == "top5000":
+        urls = [f"{_TOP}/{category}_{part}.svmlight" for part in ("train", "test")]
+        return _load(f"amazon/{category}_top5000.npz", urls, _convert_svmlight, _read_npz)
+    raise ValueError(f"features must be full or top5000, but found {features!r}")
+
+
+def _load(
+    name: str,
+    urls: list[str],
+    convert: Callable[[list[Path], Path], None],
+    read: Callable[[Path, str, str], Table],
+) -> Table:
+    """A set from the user's folder or from the cache; what is downloaded gets there only if its content is right."""
+    if given := os.environ.get(VARIABLE):
+        file = Path(given) / name
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"there is no {file}: the environment variable {VARIABLE} must name a folder that has {name}, or be "
+                f"unset to download {' and '.join(urls)}"
+            )
+        return read(file, name, str(file))
+    pooch = _pooch(name)
+    file = Path(pooch.os_cache("pyro_dropout")) / name
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+            made = Path(folder) / file.name
+            convert([_download(pooch, url, folder, name) for url in urls], made)
+            read(made, name, " and ".join(urls))
+            made.replace(file)
+    return read(file, name, str(file))
+
+
+def _pooch(name: str) -> ModuleType:
+    try:
+        import pooch
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"downloads need pooch (pip install pooch); without it the environment variable {VARIABLE} must name a "
+            f"folder that has {name}"
+        ) from error
+    return pooch
+
+
+def _download(pooch: ModuleType, url: str, folder: str, name: str) -> Path:
+    try:
+        return Path(pooch.retrieve(url, None, fname=url.rsplit("/", 1)[1], path=folder, progressbar=True))
+    except OSError as error:
+        raise ConnectionError(
+            f"{url} could not be downloaded ({error}); without a network the environment variable {VARIABLE} must name "
+            f"a folder that has {name}"
+        ) from error
+
+
+def _verify(content: bytes, name: str, origin: str) -> None:
+    found = hashlib.sha256(content).hexdigest()
+    if found != SHA256[name]:
+        raise ValueError(
+            f"{origin} has not the content of {name}: its SHA-256 should be {SHA256[name]}, but is {found}"
+        )
+
+
+# QSPR
+
+
+def _convert_csv(raw: list[Path], made: Path) -> None:
+    made.write_text(gzip.decompress(raw[0].read_bytes()).decode().replace(";", ","))
+
+
+def _read_csv(file: Path, name: str, origin: str) -> Table:
+    lines = file.read_text().splitlines()
+    _verify("\n".join(lines).encode(), name, origin)
+    header, *rows = (line.split(",") for line in lines)
+    values = np.array([row[1:] for row in rows], dtype=np.float64)
+    return Table(values[:, :-1], values[:, -1], header[1:-1])
+
+
+# Amazon
+
+
+def parse_reviews(lines: Iterable[str]) -> Iterator[tuple[dict[str, int], int]]:
+    """Counts by token and label of each line, ``token:count token:count ... #label#:positive``."""
+    for line in lines:
+        *pairs, label = line.rstrip().split(" ")
+        if label not in ("#label#:positive", "#label#:negative"):
+            raise ValueError(f"a line must end with its label, but found {label!r}")
+        counts = (pair.rsplit(":", 1) for pair in pairs)
+        yield {token: int(count) for token, count in counts}, int(label == "#label#:positive")
+
+
+def _convert_reviews(raw: list[Path], made: Path) -> None:
+    reviews: list[tuple[dict[str, int], int]] = []
+    for file in raw:  # which are not all valid UTF-8; only \n ends a line, other control characters are in tokens
+        with file.open(encoding="utf-8", errors="replace", newline="\n") as lines:
+            reviews += parse_reviews(lines)
+    counts, labels = zip(*reviews, strict=True)
+    vectorizer = DictVectorizer(dtype=np.int32)
+    x = vectorizer.fit_transform(counts)  # columns in the order of the sorted vocabulary
+    vocabulary = "\n".join(vectorizer.feature_names_).encode()
+    _write_npz(made, x, labels, vocab_utf8=np.frombuffer(vocabulary, np.uint8))
+
+
+def _convert_svmlight(raw: list[Path], made: Path) -> None:
+    x_train, y_train, x_test, y_test = load_svmlight_files(raw, n_features=5000, dtype=np.int32, zero_based=True)
+    _write_npz(made, scipy.sparse.vstack([x_train, x_test], format="csr"), np.concatenate([y_train, y_test]) > 0)
+
+
+def _write_npz(made: Path, x: Any, y: Any, **names: np.ndarray) -> None:
+    x.sort_indices()
+    y = np.asarray(y, dtype=np.uint8)
+    np.savez_compressed(made, data=x.data, indices=x.indices, indptr=x.indptr, shape=x.shape, y=y, **names)
+
+
+def _read_npz(file: Path, name: str, origin: str) -> Table:
+    with np.load(file) as stored:
+        # Not the vocabulary, whose characters beyond ASCII depend on who decoded the source.
+        content = [stored[key].astype("<i8") for key in ("shape", "indptr", "indices", "data", "y")]
+        names = stored["vocab_utf8"].tobytes().decode().split("\n") if "vocab_utf8" in stored else []
+    _verify(b"".join(part.tobytes() for part in content), name, origin)
+    shape, indptr, indices, data, y = content
+    arrays = data.astype(np.float32), indices.astype(np.int32), indptr.astype(np.int32)
+    return Table(scipy.sparse.csr_array(arrays, shape=tuple(shape)), y, names)

@@ -1,0 +1,234 @@
+"""The dropout constraint for any Pyro model: its observed log-likelihood becomes the expectation over masks.
+
+Beside the closed form, which is the case of a linear-Gaussian model.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import pyro.poutine as poutine
+import torch
+from pyro.distributions import TorchDistribution
+from pyro.infer.util import is_validation_enabled
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyro_dropout.entropic.distribution import check_rate
+from pyro_dropout.weight import MaskedUnits, MaskedWeight
+
+MAX_ENUMERATED = 12
+
+
+class entropic_dropout:
+    r"""The entropic posterior of a Pyro model whose weights drop out (ENT eq. 10):
+
+    .. math:: p(\theta) \propto q(\theta) \exp \mathbb{E}_{\tilde\theta \mid \theta} \log q(x \mid \tilde\theta)
+
+    A model again: named weight sites keep their prior and their value, but the rest of the model sees them with
+    units dropped, at a whole set of masks in a new dimension left of all plates, and each observed site has the
+    weighted mean of its log-densities. NUTS and SVI run on it unchanged. Predict with the original model.
+
+    The model must broadcast over that dimension, as for parallel enumeration: a site ``w`` of ``[p]`` becomes
+    ``[masks, 1, p]``, so write ``(x * w).sum(-1)`` rather than ``x @ w``. Weights of ``[out, in]`` come as masked
+    weights with a mask entry per input unit, for ``F.linear`` and :class:`~pyro_dropout.BayesianModule`. Nothing is
+    rescaled by 1 / keep, as in the paper.
+
+    :param model: a Pyro model.
+    :param rate: from site name to the probability of *dropping* a unit: a number, or one per unit.
+    :param expectation: the set of masks.
+
+        * ``"enumerate"``: all :math:`2^{\mathrm{units}}`, exact for any model, up to 12 units.
+        * ``"moments"``: 2·units points with the mean and variance of the mask, exact where the log-likelihood is
+          quadratic in the masks, that is a Normal whose mean is affine in them and whose scale does not know them
+          (then it is ENT eq. 13). Anything else raises.
+        * ``"bank"``: ``num_masks`` draws, taken once, so that the target is a fixed density.
+        * ``"fresh"``: ``num_masks`` draws at every call; an unbiased estimate for SVI, no density for NUTS.
+    :param num_masks: of ``"bank"`` and ``"fresh"``.
+    :param max_plate_nesting: number of plate dimensions of the model.
+    :raises ValueError: here, an unknown expectation; at a call, a rate outside [0, 1), a name that is no latent site,
+        too many units to enumerate, a model that is not linear-Gaussian for ``"moments"``, a latent site that
+        depends on dropped weights.
+
+    Example::
+
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x, y):
+        ...     w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("y", dist.Normal((x * w).sum(-1), 1.0), obs=y)
+        >>> constrained = entropic_dropout(model, rate={"w": 0.3})
+        >>> trace = pyro.poutine.trace(constrained).get_trace(torch.ones(5, 3), torch.ones(5))
+        >>> trace.compute_log_prob()
+        >>> trace.nodes["y"]["log_prob"].shape
+        torch.Size([5])
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        *,
+        rate: Mapping[str, Any],
+        expectation: str = "enumerate",
+        num_masks: int = 64,
+        max_plate_nesting: int = 1,
+    ) -> None:
+        if expectation not in ("enumerate", "moments", "bank", "fresh"):
+            raise ValueError(f"expectation must be enumerate, moments, bank or fresh, but found {expectation!r}")
+        if not (isinstance(num_masks, int) and num_masks > 0):
+            raise ValueError(f"num_masks must be a positive integer, but found {num_masks!r}")
+        self.model, self.rate, self.expectation = model, dict(rate), expectation
+        self.num_masks, self.max_plate_nesting = num_masks, max_plate_nesting
+        self._keep: Any = None  # of all units of all sites; the first call finds them
+        self._units: dict[str, MaskedUnits] = {}
+        self._counts: list[int] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._keep is None:
+            self._set_up(*args, **kwargs)
+        if self.expectation == "fresh":
+            self._masks, self._weights = _drawn(self._keep, self.num_masks)
+        masks = dict(zip(self._units, self._masks.split(self._counts, dim=1), strict=True))
+        with _SeeMasks(self, masks, self._weights):
+            return self.model(*args, **kwargs)
+
+    def _set_up(self, *args: Any, **kwargs: Any) -> None:
+        """Finds the sites by one run, and makes the set of masks."""
+        with poutine.block(), torch.no_grad():
+            trace = poutine.trace(self.model).get_trace(*args, **kwargs)
+        keeps = []
+        for name, rate in self.rate.items():
+            site = trace.nodes.get(name)
+            if site is None or site["type"] != "sample" or site["is_observed"] or not site["fn"].event_dim:
+                latent = [n for n, s in trace.iter_stochastic_nodes() if not site_is_subsample(s)]
+                raise ValueError(
+                    f"rate names {name!r}, which is no latent site with an event dimension; latent sites: {latent}"
+                )
+            shape = site["fn"].event_shape
+            units = site["infer"].get("masked_units") or MaskedUnits(len(shape), dim=min(1, len(shape) - 1))
+            self._units[name] = units
+            self._counts.append(units.count(shape))
+            try:
+                rate = check_rate(rate, self._counts[-1])
+            except ValueError as error:
+                raise ValueError(f"site {name!r}: {error}") from error
+            keeps.append((1 - rate).to(site["value"].dtype))
+        keep = torch.cat(keeps)
+        if self.expectation == "enumerate":
+            self._masks, self._weights = _enumerated(keep)
+        elif self.expectation == "moments":
+            self._masks, self._weights = _sigma_points(keep)
+        elif self.expectation == "bank":
+            self._masks, self._weights = _drawn(keep, self.num_masks)
+        self._keep = keep
+
+
+class _SeeMasks(Messenger):
+    """One call under the constraint."""
+
+    def __init__(self, owner: entropic_dropout, masks: dict[str, Tensor], weights: Tensor) -> None:
+        super().__init__()
+        self.owner, self.masks, self.weights = owner, masks, weights
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg) or msg["name"] in self.masks:
+            return
+        fn, nesting = msg["fn"], self.owner.max_plate_nesting
+        if len(getattr(fn, "batch_shape", ())) <= nesting:
+            return  # it does not depend on the masks
+        if not msg["is_observed"]:
+            raise ValueError(
+                f"site {msg['name']!r} is not observed but depends on weights that drop out, which have no single "
+                "value here: to predict, run the model itself; max_plate_nesting must count all plates"
+            )
+        if self.owner.expectation == "moments" and is_validation_enabled():
+            _check_linear_gaussian(msg["name"], fn, torch.cat(list(self.masks.values()), 1), self.owner._keep)
+        msg["fn"] = _Expected(fn, self.weights)
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["name"] not in self.masks:
+            return
+        # Handlers further out have seen the weight; the model sees it masked.
+        z, value = self.masks[msg["name"]], msg["value"]
+        z = z.reshape(len(z), *(1,) * self.owner.max_plate_nesting, z.shape[1])
+        units = self.owner._units[msg["name"]]
+        if units.event_dim == 1:
+            msg["value"] = value * z
+        else:
+            msg["value"] = MaskedWeight(value, z, value.new_ones(1), units, msg["name"])
+
+
+class _Expected(TorchDistribution):
+    """The mean over the first batch dimension of another distribution's log-densities."""
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, fn: Any, weights: Tensor) -> None:
+        self.fn, self.weights = fn, weights
+        super().__init__(fn.batch_shape[1:], fn.event_shape, validate_args=False)
+
+    @property
+    def support(self) -> Any:
+        return self.fn.support
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> _Expected:
+        return _Expected(self.fn.expand(self.fn.batch_shape[:1] + torch.Size(batch_shape)), self.weights)
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        raise NotImplementedError("an expected log-likelihood cannot be sampled: to predict, run the model itself")
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return torch.tensordot(self.weights, self.fn.log_prob(value), dims=1)
+
+
+def _enumerated(keep: Tensor) -> tuple[Tensor, Tensor]:
+    if len(keep) > MAX_ENUMERATED:
+        raise ValueError(
+            f"{len(keep)} masked units have 2^{len(keep)} masks; up to {MAX_ENUMERATED} are enumerated: use "
+            'expectation="bank", or "moments" for a linear-Gaussian model'
+        )
+    masks = torch.tensor(list(itertools.product((0.0, 1.0), repeat=len(keep))), dtype=keep.dtype)
+    return masks, torch.where(masks > 0, keep, 1 - keep).prod(1)
+
+
+def _drawn(keep: Tensor, num_masks: int) -> tuple[Tensor, Tensor]:
+    return torch.bernoulli(keep.expand(num_masks, -1)), torch.full((num_masks,), 1 / num_masks, dtype=keep.dtype)
+
+
+def _sigma_points(keep: Tensor) -> tuple[Tensor, Tensor]:
+    """Points ``keep ± √(units · variance)`` along each axis, and two of weight 0 for :func:`_check_linear_gaussian`."""
+    units = len(keep)
+    steps = torch.diag((units * keep * (1 - keep)).sqrt())
+    extra = torch.stack([keep, torch.where(keep < 1, torch.rand_like(keep), keep)])
+    masks = torch.cat([keep + steps, keep - steps, extra])
+    weights = keep.new_full((len(masks),), 1 / (2 * units))
+    weights[-2:] = 0.0
+    return masks, weights
+
+
+def _check_linear_gaussian(name: str, fn: Any, masks: Tensor, keep: Any) -> None:
+    while isinstance(fn, torch.distributions.Independent):
+        fn = fn.base_dist
+    if type(fn).__name__ != "Normal":
+        raise ValueError(
+            f'expectation="moments" is exact for a Normal likelihood alone, but site {name!r} is {type(fn).__name__}: '
+            'use "enumerate" or "bank"'
+        )
+    units = len(keep)
+    loc, scale = fn.loc.detach(), fn.scale.detach()
+    up, down, centre, other = loc[:units], loc[units:-2], loc[-2], loc[-1]
+    steps = (masks[:units] - keep).diagonal()
+    gain = torch.where(steps > 0, (masks[-1] - keep) / steps.clamp_min(torch.finfo(steps.dtype).tiny), 0.0)
+    straight = centre + torch.tensordot(gain, 0.5 * (up - down), dims=1)
+    size = (up - down).abs().amax(0) + centre.abs()
+    tolerance = 100 * math.sqrt(torch.finfo(loc.dtype).eps) * (1 + size)
+    affine = ((up + down - 2 * centre).abs() <= tolerance).all() and ((other - straight).abs() <= tolerance).all()
+    if not bool(affine) or not bool((scale == scale[:1]).all()):
+        raise ValueError(
+            f'expectation="moments" needs a mean that is affine in the masks and a scale without them, but those of '
+            f'site {name!r} are not: use "enumerate" or "bank"'
+        )

@@ -1,0 +1,424 @@
+"""Linear regression under the dropout constraint, in closed form and at any size, for scikit-learn.
+
+Last in the chain design → precision → distribution → regression.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyro.distributions as dist
+import scipy.sparse
+import scipy.stats
+import torch
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
+from torch import Tensor
+
+from pyro_dropout.arviz import to_arviz
+from pyro_dropout.entropic.design import Design
+from pyro_dropout.entropic.distribution import NormalInverseGamma, check_rate
+from pyro_dropout.entropic.precision import DensePrecision, DiagonalPlusRows, Precision
+
+
+class Draws(NamedTuple):
+    """Joint posterior draws: coefficients (1-f) w ``[draws, p]``, intercepts and noise variances ``[draws]``."""
+
+    coef: np.ndarray
+    intercept: np.ndarray
+    noise_variance: np.ndarray
+
+
+class EntropicLinearRegression(RegressorMixin, BaseEstimator):
+    r"""Bayesian linear regression that must do well when covariates drop out (ENT section 2).
+
+    The model is :math:`y_i \sim \mathrm{Normal}(x_i^\top \tilde w_i, \sigma^2)` with every covariate dropped with
+    probability f, independently for each datum, and the constraint that data say nothing about which. With priors
+    :math:`w \mid \sigma^2 \sim \mathrm{Normal}(0, \sigma^2 / \lambda_0)` and
+    :math:`\sigma^2 \sim \mathrm{InverseGamma}(a_0, b_0)` the posterior is a normal-inverse-gamma (ENT eq. 14):
+
+    .. math:: D = \lambda_0 I + f(1-f)\,\mathrm{diag}(X^\top X), \quad \Lambda = D + (1-f)^2 X^\top X, \quad
+        \mu = (1-f) \Lambda^{-1} X^\top y,
+
+        w \mid \sigma^2 \sim \mathrm{Normal}(\mu, \sigma^2 \Lambda^{-1}), \quad
+        \sigma^2 \sim \mathrm{InverseGamma}(a_0 + \tfrac n2, b_0 + \tfrac12 (y^\top y - \mu^\top \Lambda \mu))
+
+    f = 0 is ordinary conjugate regression, whose mean is ridge regression with penalty λ0. An intercept has a flat
+    prior and is neither dropped nor shrunk; covariates are then centered by their means, so dropping one puts its mean
+    in its place, and it takes half a degree of freedom from a. With fewer rows than columns everything goes through
+    n × n matrices (Woodbury on D); a sparse X stays sparse.
+
+    *Coefficients* are those of the fitted mean :math:`\hat y = (1-f) X w`, so ``coef_`` is :math:`(1-f) \mu`, the mean
+    of :math:`\tilde w`. ``posterior_`` is that of w itself; its mean tends to each covariate's own regression,
+    :math:`\mathrm{diag}(X^\top X)^{-1} X^\top y`, for λ0 → 0 and f → 1.
+
+    *Prediction.* Without dropout of its covariates (``dropout=False``, as a network predicts with its weights scaled by
+    1 - f) a new response is :math:`(1-f) x^\top w + \epsilon`; integrating w and σ² gives
+
+    .. math:: y \sim \mathrm{StudentT}_{2a}\bigl((1-f) x^\top \mu,\
+        \tfrac ba (1 + (1-f)^2 x^\top \Lambda^{-1} x)\bigr)
+
+    With dropout (``dropout=True``) it is :math:`x^\top \tilde w + \epsilon`, a mixture over masks of the same mean. By
+    the law of total variance the masks add
+    :math:`f(1-f) \sum_j x_j^2\, \mathbb{E} w_j^2 = f(1-f) \sum_j x_j^2 \bigl(\mu_j^2 + \tfrac{b}{a-1}
+    \Lambda^{-1}_{jj}\bigr)`. With an intercept x is centered, and 1/n is added to the 1 of the noise.
+
+    :param rate: f, the probability of *dropping* a covariate, in [0, 1): a number, or one per covariate.
+    :param shrinkage: λ0 ≥ 0, the prior precision of a coefficient in units of the noise's precision. At 0 the prior is
+        flat, and rates must be positive wherever data alone do not determine a coefficient.
+    :param a0: concentration of the prior of σ²; with b0 = 0 Jeffreys' prior 1/σ².
+    :param b0: rate of the prior of σ².
+    :param fit_intercept: whether to have an intercept.
+
+    Fitted: ``coef_`` ((1-f) μ), ``intercept_``, ``concentration_`` and ``noise_rate_`` (a and b of σ²), ``posterior_``,
+    ``n_features_in_``.
+
+    Example::
+
+        >>> x = np.array([[0.0, 1.0], [1.0, 0.0], [2.0, 2.0], [3.0, 1.0]])
+        >>> model = EntropicLinearRegression(rate=0.1).fit(x, x @ [1.0, -1.0])
+        >>> mean, std = model.predict(x, return_std=True)
+        >>> model.sample(5, random_state=0).coef.shape
+        (5, 2)
+    """
+
+    def __init__(
+        self, rate: Any = 0.1, shrinkage: float = 1.0, a0: float = 0.0, b0: float = 0.0, fit_intercept: bool = True
+    ) -> None:
+        self.rate = rate
+        self.shrinkage = shrinkage
+        self.a0 = a0
+        self.b0 = b0
+        self.fit_intercept = fit_intercept
+
+    # Fitting
+
+    def fit(self, X: Any, y: Any) -> EntropicLinearRegression:
+        """The posterior of all data, ``X [n, p]`` (dense or sparse), ``y [n]``."""
+        self._data: Any = None
+        self._add(X, y, reset=True)
+        self._finish()
+        return self
+
+    def _share(self, fitted: Any) -> None:
+        """Another posterior of the same data."""
+        self._data, self._dtype, self.n_features_in_ = copy.copy(fitted._data), fitted._dtype, fitted.n_features_in_
+        self._finish()
+
+    def partial_fit(self, X: Any, y: Any) -> EntropicLinearRegression:
+        """Adds data; the posterior is that of all data so far. Rows are kept only while there are fewer than p."""
+        reset = getattr(self, "_data", None) is None
+        if reset:
+            self._data = None
+        self._add(X, y, reset)
+        self._finish()
+        return self
+
+    def _add(self, X: Any, y: Any, reset: bool) -> None:
+        for name in ("shrinkage", "a0", "b0"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be a finite number of at least 0, but found {value}")
+        X, y = (t.detach().cpu().numpy() if isinstance(t, Tensor) else t for t in (X, y))
+        X, y = validate_data(
+            self, X, y, reset=reset, accept_sparse="csr", dtype=[np.float64, np.float32], y_numeric=True
+        )
+        check_rate(self.rate, X.shape[1])
+        self._dtype = X.dtype
+        if self._data is None:
+            self._data = _Data(X)
+        self._data.add(X, torch.from_numpy(np.array(y, dtype=np.float64)))
+
+    def _finish(self) -> None:
+        data = self._data
+        rate = check_rate(self.rate, data.p)
+        keep = 1 - rate
+        n, intercept = data.n, bool(self.fit_intercept)
+        x_mean, y_mean = data.means() if intercept else (torch.zeros(data.p, dtype=torch.float64), 0.0)
+        squares, cross, total = data.moments(x_mean, y_mean)
+        diagonal = self.shrinkage + keep * rate * squares
+        a = self.a0 + 0.5 * (n - intercept)
+        if a <= 0:
+            raise ValueError(
+                "1 sample with an intercept and Jeffreys' prior leaves no posterior of the noise: give a0 and b0 > 0"
+            )
+        precision: Precision
+        if data.rows is None:
+            matrix = torch.outer(keep, keep) * data.gram(x_mean)
+            matrix.diagonal().add_(diagonal)
+            precision = DensePrecision(matrix)
+            mu = precision.solve(keep * cross)
+            explained = float((keep * cross) @ mu)
+            sum_of_squares = total - explained
+        else:
+            if not bool((diagonal > 0).all()):
+                unseen = torch.nonzero(diagonal <= 0).flatten()[:5].tolist()
+                raise ValueError(
+                    f"there are {n} rows for {data.p} columns, and columns {unseen} are neither shrunk nor dropped: "
+                    "the posterior is improper; give shrinkage > 0, or leave out constant columns"
+                )
+            design, y = data.design(x_mean if intercept else None), data.y - y_mean
+            precision = DiagonalPlusRows(diagonal, design, keep)
+            dual = precision.solve_rows(y)
+            mu = keep / diagonal * design.rmatvec(dual)
+            sum_of_squares = float(y @ dual)
+        b = self.b0 + 0.5 * sum_of_squares
+        if not b > 1e-14 * max(total, 1e-300):
+            raise ValueError(
+                "the targets are fitted without error, so Jeffreys' prior puts the noise variance at 0: give b0 > 0"
+            )
+        self._x_mean, self._y_mean, self._keep = x_mean, float(y_mean), keep
+        self._mu, self._precision = mu, precision
+        self.concentration_, self.noise_rate_ = a, b
+        self.coef_ = (keep * mu).numpy().astype(self._dtype)
+        self.intercept_ = float(y_mean - x_mean @ (keep * mu))
+
+    # The posterior
+
+    @property
+    def posterior_(self) -> NormalInverseGamma:
+        """Of w and σ², a Pyro distribution (of p + 1 entries)."""
+        check_is_fitted(self)
+        return NormalInverseGamma(self._mu, self._precision, self.concentration_, self.noise_rate_)
+
+    def log_normalizer(self) -> float:
+        r"""``log Z`` of ENT eq. 10, by which rate and shrinkage can be chosen:
+
+        .. math:: Z = \int q(w, \sigma^2) \exp \mathbb{E}_{\tilde w \mid w} \log q(y \mid \tilde w, \sigma^2)
+
+        With f = 0 it is the marginal likelihood. With f > 0 it is not: it is the normaliser of the constrained
+        posterior, by Jensen's inequality a lower bound of the marginal likelihood of a model that *draws* masks. An
+        improper prior (Jeffreys', or the flat one of the intercept) is known up to a constant, taken as 1.
+
+        :raises ValueError: ``shrinkage = 0``, where the coefficients' prior has no density.
+        """
+        check_is_fitted(self)
+        if self.shrinkage == 0:
+            raise ValueError("with shrinkage = 0 the prior of the coefficients is flat, and log Z has no meaning")
+        data, a, b = self._data, self.concentration_, self.noise_rate_
+        intercept = bool(self.fit_intercept)
+        log_z = -0.5 * (data.n - intercept) * math.log(2 * math.pi) - 0.5 * intercept * math.log(data.n)
+        log_z += 0.5 * (data.p * math.log(self.shrinkage) - float(self._precision.logdet))
+        if self.a0 > 0 and self.b0 > 0:
+            log_z += self.a0 * math.log(self.b0) - math.lgamma(self.a0)
+        return log_z + math.lgamma(a) - a * math.log(b)
+
+    def sample(self, n_draws: int = 1, random_state: Any = None) -> Draws:
+        """Exact joint draws of coefficients, intercept and noise variance."""
+        check_is_fitted(self)
+        generator = torch.Generator().manual_seed(int(check_random_state(random_state).randint(2**31 - 1)))
+        a = torch.full((n_draws,), self.concentration_, dtype=torch.float64)
+        variance = self.noise_rate_ / torch._standard_gamma(a, generator=generator)
+        deviation = variance.sqrt()
+        coef = self._keep * (self._mu + deviation.unsqueeze(1) * self._precision.draw(n_draws, generator))
+        intercept = torch.zeros(n_draws, dtype=torch.float64)
+        if self.fit_intercept:
+            noise = torch.randn(n_draws, dtype=torch.float64, generator=generator)
+            intercept = self._y_mean - coef @ self._x_mean + deviation * noise / math.sqrt(self._data.n)
+        return Draws(coef.numpy(), intercept.numpy(), variance.numpy())
+
+    def credible_interval(self, mass: float = 0.95, index: Any = None) -> np.ndarray:
+        """Central intervals of coefficients, ``[p, 2]``, or of those in ``index``."""
+        _check_mass(mass)
+        keep = self._keep.numpy() if index is None else self._keep.numpy()[np.atleast_1d(index)]
+        return keep[:, None] * _interval(self.posterior_.marginal(index), mass)
+
+    def to_arviz(
+        self, X: Any = None, y: Any = None, *, n_draws: int = 1000, random_state: Any = None, feature_names: Any = None
+    ) -> Any:
+        """Exact independent draws as ArviZ groups, in one chain.
+
+        :param X: with ``y``, data for ``posterior_predictive`` (without dropout), ``log_likelihood`` and
+            ``observed_data``.
+        :param y: their responses.
+        :param feature_names: labels of the covariates.
+        :returns: ``arviz.InferenceData`` (ArviZ 0.x) or ``xarray.DataTree`` (ArviZ 1.x).
+        """
+        import arviz  # here: it is slow to import, and 0.23 warns as it is
+
+        random = check_random_state(random_state)
+        draws = self.sample(n_draws, random)
+        groups: dict[str, dict[str, Any]] = {"posterior": {k: v[None] for k, v in draws._asdict().items()}}
+        if X is not None and y is not None:
+            X, y = (t.detach().cpu().numpy() if isinstance(t, Tensor) else t for t in (X, y))
+            X, y = validate_data(self, X, y, reset=False, accept_sparse="csr", dtype=np.float64, y_numeric=True)
+            mean = draws.intercept[:, None] + (X @ draws.coef.T).T
+            noise = scipy.stats.norm(mean, np.sqrt(draws.noise_variance)[:, None])
+            groups["posterior_predictive"] = {"y": noise.rvs(random_state=random)[None]}
+            groups["log_likelihood"] = {"y": noise.logpdf(y)[None]}
+            groups["observed_data"] = {"y": y}
+        coords = {} if feature_names is None else {"feature": list(feature_names)}
+        return to_arviz(arviz, groups, coords, {"coef": ["feature"], "y": ["data"]})
+
+    # Prediction
+
+    def predict(self, X: Any, return_std: bool = False, dropout: bool = False) -> Any:
+        """Predictive means ``[n]``, with ``return_std`` also standard deviations, those of the noise included.
+
+        :param X: covariates ``[n, p]``.
+        :param return_std: infinite with one degree of freedom or two.
+        :param dropout: whether the covariates of new data drop out as in training, which adds to the deviations.
+        """
+        check_is_fitted(self)
+        X = validate_data(
+            self,
+            X.detach().cpu().numpy() if isinstance(X, Tensor) else X,
+            reset=False,
+            accept_sparse="csr",
+            dtype=[np.float64, np.float32],
+        )
+        design = Design(X, self._x_mean if self.fit_intercept else None)
+        keep = self._keep
+        mean = self._y_mean + design.matvec(keep * self._mu)
+        if not return_std:
+            return mean.numpy().astype(X.dtype)
+        a, b = self.concentration_, self.noise_rate_
+        if a <= 1:
+            return mean.numpy().astype(X.dtype), np.full(len(mean), np.inf, dtype=X.dtype)
+        variance = b / (a - 1) * self._spread(design)
+        if dropout and bool((keep < 1).any()):
+            squares = self._mu**2 + b / (a - 1) * self._precision.inverse_diagonal()
+            variance = variance + design.weighted_squares(keep * (1 - keep) * squares)
+        return mean.numpy().astype(X.dtype), variance.sqrt().numpy().astype(X.dtype)
+
+    def predictive(self, X: Any) -> dist.StudentT:
+        """The predictive distribution of each row without dropout, noise included."""
+        mean = torch.from_numpy(np.asarray(self.predict(X), dtype=np.float64))
+        design = Design(X, self._x_mean if self.fit_intercept else None)
+        scale = (self.noise_rate_ / self.concentration_ * self._spread(design)).sqrt()
+        return dist.StudentT(torch.tensor(2 * self.concentration_, dtype=torch.float64), mean, scale)
+
+    def predictive_interval(self, X: Any, mass: float = 0.95) -> np.ndarray:
+        """Central predictive intervals, ``[n, 2]``."""
+        _check_mass(mass)
+        return _interval(self.predictive(X), mass)
+
+    def _spread(self, design: Design) -> Tensor:
+        """Predictive variance in units of the noise's."""
+        scaled = design if bool((self._keep == 1).all()) else design.scaled(self._keep)
+        return 1 + bool(self.fit_intercept) / self._data.n + self._precision.inverse_quadratic(scaled)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+
+def regression_path(X: Any, y: Any, rates: Any, shrinkages: Any, **kwargs: Any) -> list[list[EntropicLinearRegression]]:
+    """``EntropicLinearRegression`` at every rate and shrinkage of a grid, ``[rates][shrinkages]``.
+
+    Data are read once, and where p ≤ n their sums of products are taken once. To choose among the models:
+    :meth:`EntropicLinearRegression.log_normalizer`, or an error on held-out data.
+
+    :param X: covariates ``[n, p]``, dense or sparse.
+    :param y: responses ``[n]``.
+    :param rates: drop rates, each a number or one per covariate.
+    :param shrinkages: values of λ0.
+    :param kwargs: ``a0``, ``b0``, ``fit_intercept``.
+
+    Example::
+
+        >>> x, y = np.eye(4), np.array([1.0, 2.0, 0.0, 1.0])
+        >>> path = regression_path(x, y, rates=[0.0, 0.5], shrinkages=[0.1, 1.0, 10.0])
+        >>> best = max((model for row in path for model in row), key=lambda m: m.log_normalizer())
+        >>> best.rate in (0.0, 0.5)
+        True
+    """
+    path: list[list[EntropicLinearRegression]] = []
+    data: Any = None
+    for rate in rates:
+        path.append([])
+        for shrinkage in shrinkages:
+            model = EntropicLinearRegression(rate, shrinkage, **kwargs)
+            if data is None:
+                model.fit(X, y)
+                data = model
+            else:
+                model._share(data)
+            path[-1].append(model)
+    return path
+
+
+class _Data:
+    """What is kept of the data: rows while there are fewer than columns, then sums of products alone."""
+
+    def __init__(self, X: Any) -> None:
+        self.p, self.n = X.shape[1], 0
+        self.rows: list[Any] | None = []
+        self.responses: list[Tensor] = []
+        # Sums are of differences to the first rows' mean, or large means would drown the variances.
+        self.shift = torch.zeros(self.p, dtype=torch.float64)
+        if not scipy.sparse.issparse(X):
+            self.shift = torch.from_numpy(X.mean(0, dtype=np.float64))
+        self.y_shift = 0.0
+
+    def add(self, X: Any, y: Tensor) -> None:
+        if self.n == 0:
+            self.y_shift = float(y.mean())
+        self.n += len(y)
+        if self.rows is not None:
+            self.rows = [*self.rows, X]  # new lists and sums: models of a path share the old ones
+            self.responses = [*self.responses, y]
+            if self.n < self.p:
+                return
+            rows, responses, self.rows, self.responses = self.rows, self.responses, None, []
+            self._gram = torch.zeros(self.p, self.p, dtype=torch.float64)
+            self._sum, self._cross = torch.zeros(2, self.p, dtype=torch.float64)
+            self._y_sum = self._y_square = 0.0
+            for X, y in zip(rows, responses, strict=True):
+                self._accumulate(X, y)
+        else:
+            self._accumulate(X, y)
+
+    def _accumulate(self, X: Any, y: Tensor) -> None:
+        design = Design(X, None if scipy.sparse.issparse(X) else self.shift)
+        y = y - self.y_shift
+        self._gram = self._gram + design.gram()
+        self._sum = self._sum + design.rmatvec(torch.ones_like(y))
+        self._cross = self._cross + design.rmatvec(y)
+        self._y_sum += float(y.sum())
+        self._y_square += float(y @ y)
+
+    @property
+    def y(self) -> Tensor:
+        return torch.cat(self.responses)
+
+    def design(self, center: Tensor | None) -> Design:
+        assert self.rows is not None
+        stack = scipy.sparse.vstack if scipy.sparse.issparse(self.rows[0]) else np.concatenate
+        return Design(self.rows[0] if len(self.rows) == 1 else stack(self.rows), center)
+
+    def means(self) -> tuple[Tensor, float]:
+        if self.rows is None:
+            return self.shift + self._sum / self.n, self.y_shift + self._y_sum / self.n
+        ones = torch.ones(self.n, dtype=torch.float64)
+        return self.design(None).rmatvec(ones) / self.n, float(self.y.mean())
+
+    def gram(self, x_mean: Tensor) -> Tensor:
+        """``(X - mean)ᵀ (X - mean)``"""
+        delta = x_mean - self.shift
+        cross = torch.outer(delta, self._sum)
+        return self._gram - cross - cross.T + self.n * torch.outer(delta, delta)
+
+    def moments(self, x_mean: Tensor, y_mean: float) -> tuple[Tensor, Tensor, float]:
+        """Sums of squares of covariates, of their products with the response, and of the response's squares."""
+        if self.rows is not None:
+            design, y = self.design(x_mean), self.y - y_mean
+            return design.squares(), design.rmatvec(y), float(y @ y)
+        delta, y_delta = x_mean - self.shift, y_mean - self.y_shift
+        cross = self._cross - delta * self._y_sum - y_delta * self._sum + self.n * y_delta * delta
+        total = self._y_square - 2 * y_delta * self._y_sum + self.n * y_delta**2
+        return self.gram(x_mean).diagonal().clamp_min(0.0), cross, total
+
+
+def _check_mass(mass: float) -> None:
+    if not 0 < mass < 1:
+        raise ValueError(f"mass is the probability inside of an interval, between 0 and 1, but found {mass}")
+
+
+def _interval(student: dist.StudentT, mass: float) -> np.ndarray:
+    half = scipy.stats.t.ppf(0.5 + mass / 2, student.df.numpy()) * student.scale.numpy()
+    return np.stack([student.loc.numpy() - half, student.loc.numpy() + half], axis=1)
