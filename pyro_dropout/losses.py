@@ -83,7 +83,7 @@ class TraceDropout_ELBO(ELBO):
 
         >>> import pyro
         >>> from pyro_dropout import AutoConcreteDropout, BayesianModule
-        >>> net = BayesianModule(nn.Linear(3, 1))
+        >>> net = BayesianModule(torch.nn.Linear(3, 1))
         >>> def model(x, y=None):
         ...     mean = net(x).squeeze(-1)
         ...     with pyro.plate("data", len(x)):
