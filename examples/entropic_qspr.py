@@ -30,7 +30,8 @@ from pyro_dropout.entropic import EntropicLinearRegression
 
 matplotlib.use("Agg")  # pictures go to files, no window needed
 
-RATES = 1 - np.logspace(0, -3, 61)  # from 0 to 0.999
+ODDS = np.concatenate([[0.0], np.logspace(-4, 3, 61)])  # f / (1 - f)
+RATES = ODDS / (1 + ODDS)
 PENALTIES = np.logspace(-3, 3, 61)
 COVERAGE_RATES = (0.0, 0.1, 0.3, 0.5)
 Paths = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -87,14 +88,14 @@ def print_paths(
 def draw_paths(results: Paths, names: list[str], path: Path) -> None:
     """ENT figure 1 (a)."""
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), sharey=True)
-    labels = {"dropout, λ0 = 0": "probability of keeping 1 - f", "ridge": "penalty λ0", "lasso": "penalty α"}
+    labels = {"dropout, λ0 = 0": "odds of dropping f / (1 - f)", "ridge": "penalty λ0", "lasso": "penalty α"}
     for axis, (method, (parameter, coefficients)) in zip(axes, results.items(), strict=True):
-        horizontal = 1 - parameter if method.startswith("dropout") else parameter
+        dropout = method.startswith("dropout")
+        horizontal, coefficients = (ODDS[1:], coefficients[1:]) if dropout else (parameter, coefficients)
         for name, values in zip(names, coefficients.T, strict=True):
             axis.plot(horizontal, values, label=name)
         axis.axhline(0, color="black", lw=0.7)
         axis.set(xscale="log", xlabel=labels[method], title=method)
-    axes[0].invert_xaxis()  # more shrinkage to the right, as in the others
     axes[0].set_ylabel("coefficient")
     axes[2].legend(fontsize=8)
     figure.savefig(path, dpi=130, bbox_inches="tight")
