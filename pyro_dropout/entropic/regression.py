@@ -48,9 +48,10 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
 
     f = 0 is ordinary conjugate regression, whose mean is ridge regression with penalty λ0. An intercept has a flat
     prior and is neither dropped nor shrunk; covariates are then centered by their means, so dropping one puts its mean
-    in its place, and it takes half a degree of freedom from a. (For words that one training document has, centering takes
-    off what other documents never get back; no intercept may predict better there.) With fewer rows than columns everything goes through
-    n × n matrices (Woodbury on D); a sparse X stays sparse.
+    in its place, and it takes half a degree of freedom from a. (Of words that one training document has, centering
+    takes off what other documents never get back; without intercept predictions may be better there.)
+
+    With fewer rows than columns everything goes through n × n matrices (Woodbury on D); a sparse X stays sparse.
 
     *Coefficients* are those of the fitted mean :math:`\hat y = (1-f) X w`, so ``coef_`` is :math:`(1-f) \mu`, the mean
     of :math:`\tilde w`. ``posterior_`` is that of w itself; its mean tends to each covariate's own regression,
