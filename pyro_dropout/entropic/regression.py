@@ -1,6 +1,6 @@
 """Linear regression under the dropout constraint, in closed form and at any size, for scikit-learn.
 
-Last in the chain design → precision → distribution → regression.
+Last in the chain design → precision → distribution, data → regression.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyro.distributions as dist
-import scipy.sparse
 import scipy.stats
 import torch
 from sklearn.base import BaseEstimator, RegressorMixin
@@ -19,6 +18,7 @@ from sklearn.utils.validation import check_is_fitted, check_random_state, valida
 from torch import Tensor
 
 from pyro_dropout.arviz import to_arviz
+from pyro_dropout.entropic.data import RegressionData
 from pyro_dropout.entropic.design import Design
 from pyro_dropout.entropic.distribution import NormalInverseGamma, check_rate
 from pyro_dropout.entropic.precision import DensePrecision, DiagonalPlusRows, Precision
@@ -112,11 +112,14 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
 
     def partial_fit(self, X: Any, y: Any) -> EntropicLinearRegression:
         """Adds data; the posterior is that of all data so far. Rows are kept only while there are fewer than p."""
-        reset = getattr(self, "_data", None) is None
-        if reset:
-            self._data = None
-        self._add(X, y, reset)
-        self._finish()
+        before = copy.copy(getattr(self, "_data", None))
+        self._data = before if before is None else copy.copy(before)
+        try:
+            self._add(X, y, reset=before is None)
+            self._finish()
+        except Exception:
+            self._data = before  # a chunk counts as a whole or not at all
+            raise
         return self
 
     def _add(self, X: Any, y: Any, reset: bool) -> None:
@@ -131,7 +134,7 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
         check_rate(self.rate, X.shape[1])
         self._dtype = X.dtype
         if self._data is None:
-            self._data = _Data(X)
+            self._data = RegressionData(X)
         self._data.add(X, torch.from_numpy(np.array(y, dtype=np.float64)))
 
     def _finish(self) -> None:
@@ -342,78 +345,6 @@ def regression_path(X: Any, y: Any, rates: Any, shrinkages: Any, **kwargs: Any) 
                 model._share(data)
             path[-1].append(model)
     return path
-
-
-class _Data:
-    """What is kept of the data: rows while there are fewer than columns, then sums of products alone."""
-
-    def __init__(self, X: Any) -> None:
-        self.p, self.n = X.shape[1], 0
-        self.rows: list[Any] | None = []
-        self.responses: list[Tensor] = []
-        # Sums are of differences to the first rows' mean, or large means would drown the variances.
-        self.shift = torch.zeros(self.p, dtype=torch.float64)
-        if not scipy.sparse.issparse(X):
-            self.shift = torch.from_numpy(X.mean(0, dtype=np.float64))
-        self.y_shift = 0.0
-
-    def add(self, X: Any, y: Tensor) -> None:
-        if self.n == 0:
-            self.y_shift = float(y.mean())
-        self.n += len(y)
-        if self.rows is not None:
-            self.rows = [*self.rows, X]  # new lists and sums: models of a path share the old ones
-            self.responses = [*self.responses, y]
-            if self.n < self.p:
-                return
-            rows, responses, self.rows, self.responses = self.rows, self.responses, None, []
-            self._gram = torch.zeros(self.p, self.p, dtype=torch.float64)
-            self._sum, self._cross = torch.zeros(2, self.p, dtype=torch.float64)
-            self._y_sum = self._y_square = 0.0
-            for X, y in zip(rows, responses, strict=True):
-                self._accumulate(X, y)
-        else:
-            self._accumulate(X, y)
-
-    def _accumulate(self, X: Any, y: Tensor) -> None:
-        design = Design(X, None if scipy.sparse.issparse(X) else self.shift)
-        y = y - self.y_shift
-        self._gram = self._gram + design.gram()
-        self._sum = self._sum + design.rmatvec(torch.ones_like(y))
-        self._cross = self._cross + design.rmatvec(y)
-        self._y_sum += float(y.sum())
-        self._y_square += float(y @ y)
-
-    @property
-    def y(self) -> Tensor:
-        return torch.cat(self.responses)
-
-    def design(self, center: Tensor | None) -> Design:
-        assert self.rows is not None
-        stack = scipy.sparse.vstack if scipy.sparse.issparse(self.rows[0]) else np.concatenate
-        return Design(self.rows[0] if len(self.rows) == 1 else stack(self.rows), center)
-
-    def means(self) -> tuple[Tensor, float]:
-        if self.rows is None:
-            return self.shift + self._sum / self.n, self.y_shift + self._y_sum / self.n
-        ones = torch.ones(self.n, dtype=torch.float64)
-        return self.design(None).rmatvec(ones) / self.n, float(self.y.mean())
-
-    def gram(self, x_mean: Tensor) -> Tensor:
-        """``(X - mean)ᵀ (X - mean)``"""
-        delta = x_mean - self.shift
-        cross = torch.outer(delta, self._sum)
-        return self._gram - cross - cross.T + self.n * torch.outer(delta, delta)
-
-    def moments(self, x_mean: Tensor, y_mean: float) -> tuple[Tensor, Tensor, float]:
-        """Sums of squares of covariates, of their products with the response, and of the response's squares."""
-        if self.rows is not None:
-            design, y = self.design(x_mean), self.y - y_mean
-            return design.squares(), design.rmatvec(y), float(y @ y)
-        delta, y_delta = x_mean - self.shift, y_mean - self.y_shift
-        cross = self._cross - delta * self._y_sum - y_delta * self._sum + self.n * y_delta * delta
-        total = self._y_square - 2 * y_delta * self._y_sum + self.n * y_delta**2
-        return self.gram(x_mean).diagonal().clamp_min(0.0), cross, total
 
 
 def _check_mass(mass: float) -> None:

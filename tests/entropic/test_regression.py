@@ -415,6 +415,9 @@ def test_a_failed_partial_fit_loses_nothing():
     with pytest.raises(ValueError, match="NaN"):
         model.partial_fit(x * np.nan, y)
     assert np.array_equal(model.coef_, before)
+    with pytest.raises(ValueError, match="1 sample with an intercept"):
+        (first := EntropicLinearRegression(0.2)).partial_fit(x[:1], y[:1])
+    np.testing.assert_allclose(first.partial_fit(x, y).coef_, before)
     model.partial_fit(x, y)
     np.testing.assert_allclose(model.coef_, EntropicLinearRegression(0.2).fit(np.tile(x, (2, 1)), np.tile(y, 2)).coef_)
     with warnings.catch_warnings():
