@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pyro
 import pyro.poutine as poutine
 import torch
 from torch import Tensor, nn
@@ -76,13 +75,13 @@ def check_broadcasting(model: Any, guide: Any, max_plate_nesting: int, args: Any
     :param guide: a guide whose masks have a leading dimension, by ``Members``.
     """
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-    weights = _weights(guide_trace)
-    if not weights:
+    if not _weights(guide_trace):
         return
 
     def log_probs(trace: Any) -> dict[str, Tensor]:
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), poutine.block():
-            pyro.set_rng_seed(0)  # of the model's own random numbers, a subsample say
+        devices = range(torch.cuda.device_count())
+        with torch.random.fork_rng(devices=devices), torch.no_grad(), poutine.block():
+            torch.manual_seed(0)  # the same random numbers of the model's own, a subsample say, in every run
             run = poutine.trace(poutine.replay(model, trace=trace)).get_trace(*args, **kwargs)
             run.compute_log_prob(site_filter=lambda _, site: site["is_observed"])
         return {n: s["log_prob"] for n, s in run.nodes.items() if s["type"] == "sample" and s["is_observed"]}
@@ -96,7 +95,7 @@ def check_broadcasting(model: Any, guide: Any, max_plate_nesting: int, args: Any
         for name, expected in log_probs(alone).items():
             found = together[name]
             found = found[member] if found.dim() > max_plate_nesting else found
-            if not _same(found, expected):
+            if not same_values(found, expected):
                 raise ValueError(
                     "the model does not broadcast: with a dimension left of its plates, as particles and pairs of masks"
                     f" have it, observed site {name!r} has other log-densities than without; index its output "
@@ -115,7 +114,7 @@ def _of_member(site: Any, member: int, max_plate_nesting: int) -> Tensor:
     return value.reshape(value.shape[value.dim() - event_dim - own :])
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def same_values(a: Tensor, b: Tensor) -> bool:
     try:
         a, b = torch.broadcast_tensors(a, b)
     except RuntimeError:

@@ -1,8 +1,10 @@
 """Gradient estimators of the rates against enumeration of all masks, alone and inside the losses."""
 
 import math
+import random
 from dataclasses import dataclass
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pyro.poutine as poutine
@@ -535,6 +537,13 @@ def test_indexing_from_the_left_is_found_out_at_the_first_step():
                 else:
                     loss.loss_and_grads(one, guide, x, y)
         assert math.isfinite(TraceDropout_ELBO().loss(one, AutoBernoulliDropout(one), x, y))  # nothing is vectorised
+
+
+def test_the_first_step_leaves_other_random_numbers_alone():
+    case = Case()
+    before = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002 what a user may have seeded
+    TraceDropout_ELBO().loss_and_grads(case.model, case.guide, case.x, case.y)
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # noqa: NPY002
 
 
 def test_random_subsamples_do_not_look_like_a_model_that_does_not_broadcast():

@@ -13,11 +13,11 @@ from typing import Any, ClassVar
 import pyro.poutine as poutine
 import torch
 from pyro.distributions import TorchDistribution
-from pyro.infer.util import is_validation_enabled
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_dropout.checks import same_values
 from pyro_dropout.entropic.distribution import check_rate
 from pyro_dropout.weight import MaskedUnits, MaskedWeight
 
@@ -92,14 +92,22 @@ class entropic_dropout:
             self._set_up(*args, **kwargs)
         if self.expectation == "fresh":
             self._masks, self._weights = _drawn(self._keep, self.num_masks)
-        masks = dict(zip(self._units, self._masks.split(self._counts, dim=1), strict=True))
-        with _SeeMasks(self, masks, self._weights):
-            return self.model(*args, **kwargs)
+        moments_of = self._keep if self.expectation == "moments" else None
+        return self._see(self._masks, self._weights, moments_of)(self.model)(*args, **kwargs)
+
+    def _see(self, masks: Tensor, weights: Tensor, moments_of: Tensor | None = None) -> _SeeMasks:
+        by_site = dict(zip(self._units, masks.split(self._counts, dim=1), strict=True))
+        return _SeeMasks(by_site, weights, self._units, self.max_plate_nesting, moments_of)
 
     def _set_up(self, *args: Any, **kwargs: Any) -> None:
         """Finds the sites by one run, and makes the set of masks."""
         with poutine.block(), torch.no_grad():
             trace = poutine.trace(self.model).get_trace(*args, **kwargs)
+        for name, site in trace.nodes.items():
+            depth = max((-f.dim for f in site.get("cond_indep_stack", ()) if f.vectorized), default=0)
+            if depth > self.max_plate_nesting:
+                raise ValueError(f"site {name!r} is in {depth} plate dimensions: give max_plate_nesting={depth}")
+        self._units, self._counts = {}, []
         keeps = []
         for name, rate in self.rate.items():
             site = trace.nodes.get(name)
@@ -124,38 +132,66 @@ class entropic_dropout:
             self._masks, self._weights = _sigma_points(keep)
         elif self.expectation == "bank":
             self._masks, self._weights = _drawn(keep, self.num_masks)
+        self._check_broadcasting(trace, *args, **kwargs)
         self._keep = keep
+
+    def _check_broadcasting(self, trace: Any, *args: Any, **kwargs: Any) -> None:
+        """Two masks that drop nothing must leave the log-densities of observed sites as they are."""
+        hint = (
+            "the model does not broadcast over masks, which stand in a dimension left of its plates: write "
+            "(x * w).sum(-1) for x @ w, index from the right as in net(x)[..., 0]"
+        )
+        ones = torch.ones(2, sum(self._counts))
+        masked = self._see(ones, ones.new_full((2,), 0.5))(poutine.replay(self.model, trace=trace))
+        try:
+            with poutine.block(), torch.no_grad():
+                seen = poutine.trace(masked).get_trace(*args, **kwargs)
+                for both in (trace, seen):
+                    both.compute_log_prob(site_filter=lambda _, site: site["is_observed"])
+        except RuntimeError as error:
+            raise ValueError(f"{hint} ({error})") from error
+        for name in trace.observation_nodes:
+            if not same_values(trace.nodes[name]["log_prob"], seen.nodes[name]["log_prob"]):
+                raise ValueError(f"{hint}: site {name!r} has other log-densities with masks that drop nothing")
 
 
 class _SeeMasks(Messenger):
     """One call under the constraint."""
 
-    def __init__(self, owner: entropic_dropout, masks: dict[str, Tensor], weights: Tensor) -> None:
+    def __init__(
+        self,
+        masks: dict[str, Tensor],
+        weights: Tensor,
+        units: dict[str, MaskedUnits],
+        max_plate_nesting: int,
+        moments_of: Tensor | None,
+    ) -> None:
         super().__init__()
-        self.owner, self.masks, self.weights = owner, masks, weights
+        self.masks, self.weights, self.units = masks, weights, units
+        self.max_plate_nesting, self.moments_of = max_plate_nesting, moments_of
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg) or msg["name"] in self.masks:
             return
-        fn, nesting = msg["fn"], self.owner.max_plate_nesting
+        fn, nesting = msg["fn"], self.max_plate_nesting
         if len(getattr(fn, "batch_shape", ())) <= nesting:
             return  # it does not depend on the masks
         if not msg["is_observed"]:
             raise ValueError(
                 f"site {msg['name']!r} is not observed but depends on weights that drop out, which have no single "
-                "value here: to predict, run the model itself; max_plate_nesting must count all plates"
+                "value here: to predict, run the model itself"
             )
-        if self.owner.expectation == "moments" and is_validation_enabled():
-            _check_linear_gaussian(msg["name"], fn, torch.cat(list(self.masks.values()), 1), self.owner._keep)
+        if self.moments_of is not None:
+            _check_linear_gaussian(msg["name"], fn, torch.cat(list(self.masks.values()), 1), self.moments_of)
         msg["fn"] = _Expected(fn, self.weights)
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if msg["name"] not in self.masks:
             return
         # Handlers further out have seen the weight; the model sees it masked.
-        z, value = self.masks[msg["name"]], msg["value"]
-        z = z.reshape(len(z), *(1,) * self.owner.max_plate_nesting, z.shape[1])
-        units = self.owner._units[msg["name"]]
+        value, units = msg["value"], self.units[msg["name"]]
+        z = self.masks[msg["name"]].to(value.dtype)
+        z = z.reshape(len(z), *(1,) * self.max_plate_nesting, z.shape[1])
         if units.event_dim == 1:
             msg["value"] = value * z
         else:
@@ -182,7 +218,8 @@ class _Expected(TorchDistribution):
         raise NotImplementedError("an expected log-likelihood cannot be sampled: to predict, run the model itself")
 
     def log_prob(self, value: Tensor) -> Tensor:
-        return torch.tensordot(self.weights, self.fn.log_prob(value), dims=1)
+        log_prob = self.fn.log_prob(value)
+        return torch.tensordot(self.weights.to(log_prob.dtype), log_prob, dims=1)
 
 
 def _enumerated(keep: Tensor) -> tuple[Tensor, Tensor]:

@@ -252,7 +252,10 @@ def test_moments_refuse_what_is_not_linear_gaussian():
             pyro.sample("y", dist.Normal((x * w).sum(-1), (x * w).sum(-1).exp()), obs=y)
 
     for model in (bent, product, noisy):
-        with pytest.raises(ValueError, match="needs a mean that is affine in the masks"):
+        with (
+            pyro.validation_enabled(False),
+            pytest.raises(ValueError, match="needs a mean that is affine in the masks"),
+        ):
             entropic_dropout(model, rate={"w": 0.3}, expectation="moments")(x, y)
 
 
@@ -269,11 +272,28 @@ def test_predictions_are_the_models_own():
 
 
 def test_all_plates_must_be_counted():
+    """Also where there are as many data as masks, which would pass for each other."""
+    for n in (7, 16):
+        with pytest.raises(ValueError, match="site 'y' is in 1 plate dimensions: give max_plate_nesting=1"):
+            entropic_dropout(LinearRegression(), rate={"w": 0.1}, max_plate_nesting=0)(*regression(n))
+
+
+def test_models_that_do_not_broadcast_are_found_out():
     x, y = regression()
-    with pytest.raises((ValueError, RuntimeError)):
-        log_joint(
-            entropic_dropout(LinearRegression(), rate={"w": 0.1}, max_plate_nesting=0),
-            {"w": torch.zeros(4, dtype=F64), "variance": torch.ones((), dtype=F64)},
-            x,
-            y,
-        )
+    network.net = BayesianModule(nn.Linear(4, 1).double())
+
+    def product(x, y):
+        w = pyro.sample("w", dist.Normal(torch.zeros(4, dtype=F64), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x @ w, 1.0), obs=y)
+
+    def from_the_left(x, y):
+        mean = network.net(x)[:, 0]
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    for model, site in ((product, "w"), (from_the_left, "weight")):
+        constrained = entropic_dropout(model, rate={site: 0.1})
+        for _ in range(2):
+            with pytest.raises(ValueError, match=r"does not broadcast over masks.*\(x \* w\)\.sum\(-1\)"):
+                constrained(x, y)
