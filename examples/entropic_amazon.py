@@ -30,11 +30,10 @@ from typing import Any, NamedTuple
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-import scipy.linalg
-import scipy.sparse
 from tqdm import tqdm
 
 from examples.data import CATEGORIES, load_amazon
+from pyro_dropout.entropic import regression_path
 
 matplotlib.use("Agg")  # pictures go to files, no window needed
 
@@ -54,51 +53,14 @@ class Unit(NamedTuple):
     rate: float
 
 
-def entropic_path(x: Any, y: np.ndarray, rate: float, shrinkages: np.ndarray) -> np.ndarray:
-    r"""The means ``[shrinkages, p]`` of ``EntropicLinearRegression`` without intercept, at several shrinkages λ0.
-
-    .. math:: \mu = (1-f) (A + \lambda_0 I)^{-1} X^\top y = (1-f) D^{-1} X^\top (I + (1-f)^2 X D^{-1} X^\top)^{-1} y
-
-    with :math:`A = f(1-f)\,\mathrm{diag}(X^\top X) + (1-f)^2 X^\top X`, which all λ0 share, and
-    :math:`D = \lambda_0 I + f(1-f)\,\mathrm{diag}(X^\top X)`. A Cholesky factor for each λ0 takes less time than one
-    eigendecomposition for all as long as there are at most twenty or so.
-
-    :param x: sparse covariates ``[n, p]``, float64.
-    :param y: responses ``[n]``.
-    :param rate: f, the probability of *dropping* a covariate.
-    """
-    n, p = x.shape
-    keep = 1 - rate
-    penalty = keep * rate * x.multiply(x).sum(0)
-    if p <= 2 * n:
-        shared = keep**2 * (x.T @ x).toarray()
-        shared[np.diag_indices(p)] += penalty
-        return np.stack([_solve(shared, shrinkage, keep * (x.T @ y)) for shrinkage in shrinkages])
-    if rate == 0:  # D is a number
-        shared = (x @ x.T).toarray()
-        return np.stack([x.T @ _solve(shared, shrinkage, y) for shrinkage in shrinkages])
-    means = []
-    for shrinkage in shrinkages:
-        gain = keep / (shrinkage + penalty)
-        outer = (x @ scipy.sparse.diags_array(keep * gain) @ x.T).toarray()
-        means.append(gain * (x.T @ _solve(outer, 1.0, y)))
-    return np.stack(means)
-
-
-def _solve(matrix: np.ndarray, diagonal: float, vector: np.ndarray) -> np.ndarray:
-    """``(matrix + diagonal I)⁻¹ vector``"""
-    matrix = np.array(matrix, order="F")  # in which LAPACK works in place
-    matrix[np.diag_indices(len(matrix))] += diagonal
-    return scipy.linalg.cho_solve(scipy.linalg.cho_factor(matrix, overwrite_a=True), vector)
-
-
 def errors_of_split(x: Any, positive: np.ndarray, split: int, rate: float, shrinkages: np.ndarray) -> np.ndarray:
     """Shares of test documents with the wrong sign, by λ0. Equal splits are the same for all rates."""
     rows = np.random.default_rng(split).permutation(len(positive))
     held_out = round(TEST_SHARE * len(rows))
     test, train = rows[:held_out], rows[held_out:]
-    means = entropic_path(x[train], np.where(positive[train], 1.0, -1.0), rate, shrinkages)
-    return ((x[test] @ means.T > 0) != positive[test, None]).mean(0)
+    labels = np.where(positive[train], 1.0, -1.0)
+    (path,) = regression_path(x[train], labels, [rate], shrinkages, fit_intercept=False)
+    return np.array([((x[test] @ model.coef_ > 0) != positive[test]).mean() for model in path])
 
 
 # Runs

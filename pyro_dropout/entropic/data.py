@@ -73,18 +73,10 @@ class RegressionData:
         ones = torch.ones(self.n, dtype=torch.float64)
         return self.design(None).rmatvec(ones) / self.n, float(self.y.mean())
 
-    def gram(self, x_mean: Tensor) -> Tensor:
-        """``(X - mean)ᵀ (X - mean)``"""
-        delta = x_mean - self.shift
-        cross = torch.outer(delta, self._sum)
-        return self._gram - cross - cross.T + self.n * torch.outer(delta, delta)
-
-    def moments(self, x_mean: Tensor, y_mean: float) -> tuple[Tensor, Tensor, float]:
-        """Sums of squares of covariates, of their products with the response, and of the response's squares."""
-        if self.rows is not None:
-            design, y = self.design(x_mean), self.y - y_mean
-            return design.squares(), design.rmatvec(y), float(y @ y)
+    def products(self, x_mean: Tensor, y_mean: float) -> tuple[Tensor, Tensor, float]:
+        """``XᵀX``, ``Xᵀy`` and ``yᵀy`` of the data less these means, where sums are kept."""
         delta, y_delta = x_mean - self.shift, y_mean - self.y_shift
-        cross = self._cross - delta * self._y_sum - y_delta * self._sum + self.n * y_delta * delta
-        total = self._y_square - 2 * y_delta * self._y_sum + self.n * y_delta**2
-        return self.gram(x_mean).diagonal().clamp_min(0.0), cross, total
+        cross = torch.outer(delta, self._sum)
+        gram = self._gram - cross - cross.T + self.n * torch.outer(delta, delta)
+        with_y = self._cross - delta * self._y_sum - y_delta * self._sum + self.n * y_delta * delta
+        return gram, with_y, self._y_square - 2 * y_delta * self._y_sum + self.n * y_delta**2

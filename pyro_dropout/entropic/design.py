@@ -71,10 +71,9 @@ class Design:
         """``X diag(weights) Yᵀ`` with the rows Y of another design (or this one), ``[n, m]``."""
         other = other or self
         if self.sparse is None or other.sparse is None:
-            first, second = self.to_dense() if self.sparse is None else self, other
-            if isinstance(first, Tensor):
-                return second.matvec((first * weights).T).T
-            return first.matvec((second.to_dense() * weights).T)
+            if self.sparse is None:
+                return other.matvec((self.dense * weights).T).T
+            return self.matvec((other.dense * weights).T)
         scaled = self.sparse.multiply(weights.numpy()[None, :]).tocsr()
         out = _sparse_outer(scaled, other.sparse)
         if other.center is not None:

@@ -21,9 +21,6 @@ class Precision(Protocol):
     p: int
     logdet: Tensor
 
-    def solve(self, v: Tensor) -> Tensor:
-        """``Λ⁻¹ v`` for ``[p]`` or ``[p, k]``."""
-
     def quadratic(self, v: Tensor) -> Tensor:
         """``vᵀ Λ v`` over the last dimension of ``[..., p]``, differentiable."""
 
@@ -50,6 +47,7 @@ class DensePrecision:
         self.logdet = 2 * self.factor.diagonal().log().sum()
 
     def solve(self, v: Tensor) -> Tensor:
+        """``Λ⁻¹ v`` for ``[p]`` or ``[p, k]``."""
         out = torch.cholesky_solve(v if v.dim() > 1 else v.unsqueeze(1), self.factor)
         return out if v.dim() > 1 else out.squeeze(1)
 
@@ -86,25 +84,17 @@ class DiagonalPlusRows:
     :param scale: ``[p]``.
     """
 
-    def __init__(self, diagonal: Tensor, rows: Design, scale: Tensor, outer: Tensor | None = None) -> None:
+    def __init__(self, diagonal: Tensor, rows: Design, scale: Tensor) -> None:
         self.diagonal, self.rows, self.scale, self.p = diagonal, rows, scale, rows.p
-        m = rows.outer(scale**2 / diagonal) if outer is None else outer
+        m = rows.outer(scale**2 / diagonal)
         m.diagonal().add_(1.0)
         self.factor = _cholesky(m)
         self.logdet = diagonal.log().sum() + 2 * self.factor.diagonal().log().sum()
-
-    def _column(self, t: Tensor, like: Tensor) -> Tensor:
-        return t if like.dim() == 1 else t.unsqueeze(1)
 
     def solve_rows(self, u: Tensor) -> Tensor:
         """``M⁻¹ u``."""
         out = torch.cholesky_solve(u if u.dim() > 1 else u.unsqueeze(1), self.factor)
         return out if u.dim() > 1 else out.squeeze(1)
-
-    def solve(self, v: Tensor) -> Tensor:
-        gain = self._column(self.scale / self.diagonal, v)
-        inner = self.solve_rows(self.rows.matvec(gain * v))
-        return v / self._column(self.diagonal, v) - gain * self.rows.rmatvec(inner)
 
     def quadratic(self, v: Tensor) -> Tensor:
         flat = v.reshape(-1, self.p)

@@ -112,8 +112,8 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
 
     def partial_fit(self, X: Any, y: Any) -> EntropicLinearRegression:
         """Adds data; the posterior is that of all data so far. Rows are kept only while there are fewer than p."""
-        before = copy.copy(getattr(self, "_data", None))
-        self._data = before if before is None else copy.copy(before)
+        before = getattr(self, "_data", None)
+        self._data = copy.copy(before)
         try:
             self._add(X, y, reset=before is None)
             self._finish()
@@ -143,8 +143,6 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
         keep = 1 - rate
         n, intercept = data.n, bool(self.fit_intercept)
         x_mean, y_mean = data.means() if intercept else (torch.zeros(data.p, dtype=torch.float64), 0.0)
-        squares, cross, total = data.moments(x_mean, y_mean)
-        diagonal = self.shrinkage + keep * rate * squares
         a = self.a0 + 0.5 * (n - intercept)
         if a <= 0:
             raise ValueError(
@@ -152,24 +150,25 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
             )
         precision: Precision
         if data.rows is None:
-            matrix = torch.outer(keep, keep) * data.gram(x_mean)
-            matrix.diagonal().add_(diagonal)
+            gram, cross, total = data.products(x_mean, y_mean)
+            matrix = torch.outer(keep, keep) * gram
+            matrix.diagonal().add_(self.shrinkage + keep * rate * gram.diagonal())
             precision = DensePrecision(matrix)
             mu = precision.solve(keep * cross)
-            explained = float((keep * cross) @ mu)
-            sum_of_squares = total - explained
+            sum_of_squares = total - float((keep * cross) @ mu)
         else:
+            design, y = data.design(x_mean if intercept else None), data.y - y_mean
+            diagonal = self.shrinkage + keep * rate * design.squares()
             if not bool((diagonal > 0).all()):
                 unseen = torch.nonzero(diagonal <= 0).flatten()[:5].tolist()
                 raise ValueError(
                     f"there are {n} rows for {data.p} columns, and columns {unseen} are neither shrunk nor dropped: "
                     "the posterior is improper; give shrinkage > 0, or leave out constant columns"
                 )
-            design, y = data.design(x_mean if intercept else None), data.y - y_mean
             precision = DiagonalPlusRows(diagonal, design, keep)
             dual = precision.solve_rows(y)
             mu = keep / diagonal * design.rmatvec(dual)
-            sum_of_squares = float(y @ dual)
+            total, sum_of_squares = float(y @ y), float(y @ dual)
         b = self.b0 + 0.5 * sum_of_squares
         if not b > 1e-14 * max(total, 1e-300):
             raise ValueError(
