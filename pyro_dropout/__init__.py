@@ -6,6 +6,7 @@ from pyro_dropout.guides import AutoBernoulliDropout, AutoConcreteDropout
 from pyro_dropout.initialization import init_to_module
 from pyro_dropout.losses import TraceDropout_ELBO
 from pyro_dropout.module import BayesianModule
+from pyro_dropout.predictive import DropoutPredictive
 from pyro_dropout.renyi import RenyiDropout_ELBO
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "AutoConcreteDropout",
     "BayesianModule",
     "DisARM",
+    "DropoutPredictive",
     "Reinforce",
     "RenyiDropout_ELBO",
     "TraceDropout_ELBO",

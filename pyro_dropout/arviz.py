@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from pyro_dropout.guides import DropoutGuide
+from pyro_dropout.traces import is_deterministic, plate_nesting, sample_sites
 from pyro_dropout.weight import MaskedWeight
 
 
@@ -74,7 +75,7 @@ def from_pyro_svi(
     kwargs = dict(model_kwargs or {})
     with torch.no_grad(), poutine.block():
         one = poutine.trace(svi.model).get_trace(*model_args, **kwargs)
-    observed = {n: site["value"] for n, site in _sites(one) if site["is_observed"] and not _is_deterministic(site)}
+    observed = {n: site["value"] for n, site in sample_sites(one) if site["is_observed"] and not is_deterministic(site)}
     if not observed:
         raise ValueError("the model observes nothing with these arguments: pass the data in model_args")
     # A plate that draws its subsample keeps this one, so that all draws see the same data.
@@ -123,8 +124,7 @@ def _draw(model: Callable, guide: Any, args: Any, kwargs: Any, num_samples: int,
     :param one: a trace of the model without the plate of draws, for shapes.
     """
     with torch.no_grad(), poutine.block():
-        frames = [f for _, site in _sites(one) for f in site["cond_indep_stack"] if f.vectorized]
-        nesting = max((-f.dim for f in frames), default=0)
+        nesting = plate_nesting(one)
         if parallel:
             plate = pyro.plate("_draws", num_samples, dim=-nesting - 1)
             trace = _run(plate(model), plate(guide) if guide else None, args, kwargs)
@@ -143,16 +143,10 @@ def _run(model: Callable, guide: Any, args: Any, kwargs: Any) -> Any:
     return poutine.trace(model).get_trace(*args, **kwargs)
 
 
-def _sites(trace: Any) -> Iterator[tuple[str, Any]]:
-    for name, site in trace.nodes.items():
-        if site["type"] == "sample" and not site_is_subsample(site):
-            yield name, site
-
-
 def _from_trace(trace: Any, one: Any, nesting: int, num_samples: int) -> _Draws:
     draws = _Draws()
     lead = (num_samples,) if num_samples else ()
-    for name, site in _sites(trace):
+    for name, site in sample_sites(trace):
         fn, value = site["fn"], site["value"]
         frames = sorted(
             (f for f in site["cond_indep_stack"] if f.vectorized and f.name != "_draws"), key=lambda f: f.dim
@@ -166,7 +160,7 @@ def _from_trace(trace: Any, one: Any, nesting: int, num_samples: int) -> _Draws:
             kept = tuple(batch[f.dim] for f in frames)
             return t.reshape((*batch[: len(lead)], *kept, *event)).expand((*lead, *kept, *event))
 
-        if _is_deterministic(site):  # declares no event dimensions, so its batch may stand anywhere
+        if is_deterministic(site):  # declares no event dimensions, so its batch may stand anywhere
             shape = one.nodes[name]["value"].shape
             each = value.numel() == shape.numel() * max(num_samples, 1)
             draws.small[name] = value.reshape((*lead, *shape)) if each else value.reshape(shape).expand((*lead, *shape))
@@ -180,10 +174,6 @@ def _from_trace(trace: Any, one: Any, nesting: int, num_samples: int) -> _Draws:
         else:
             draws.small[name] = own(value, fn.event_dim)
     return draws
-
-
-def _is_deterministic(site: Any) -> bool:
-    return bool(site["infer"].get("_deterministic"))
 
 
 def _rates(guide: Any, num_samples: int) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pyro_dropout.distributions import MaskedDelta
 from pyro_dropout.messengers import MemberMask
+from pyro_dropout.traces import forked_rng
 from pyro_dropout.weight import DatumMask
 
 
@@ -79,8 +80,7 @@ def check_broadcasting(model: Any, guide: Any, max_plate_nesting: int, args: Any
         return
 
     def log_probs(trace: Any) -> dict[str, Tensor]:
-        devices = range(torch.cuda.device_count())
-        with torch.random.fork_rng(devices=devices), torch.no_grad(), poutine.block():
+        with forked_rng(), torch.no_grad(), poutine.block():
             torch.manual_seed(0)  # the same random numbers of the model's own, a subsample say, in every run
             run = poutine.trace(poutine.replay(model, trace=trace)).get_trace(*args, **kwargs)
             run.compute_log_prob(site_filter=lambda _, site: site["is_observed"])

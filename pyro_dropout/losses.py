@@ -15,7 +15,6 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from pyro.infer.elbo import ELBO
 from pyro.infer.util import is_validation_enabled, torch_item
-from pyro.poutine.util import site_is_subsample
 from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor
 from torch.distributions import kl_divergence
@@ -38,6 +37,7 @@ from pyro_dropout.distributions import (
 )
 from pyro_dropout.estimators import ESTIMATORS, DisARM, GradientEstimator
 from pyro_dropout.messengers import DatumMasks, Draw, MemberMask, Members
+from pyro_dropout.traces import is_deterministic, sample_sites
 
 
 class Run(NamedTuple):
@@ -289,11 +289,7 @@ class TraceDropout_ELBO(ELBO):
 
 
 def _sample_sites(trace: Any) -> dict[str, Any]:
-    return {
-        name: site
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("_deterministic")
-    }
+    return {name: site for name, site in sample_sites(trace) if not is_deterministic(site)}
 
 
 def _has_learned_masks(guide_trace: Any) -> bool:

@@ -1,0 +1,33 @@
+"""What several files ask of a Pyro trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pyro.poutine.util import site_is_subsample
+
+
+def sample_sites(trace: Any) -> Iterator[tuple[str, Any]]:
+    """Latent, observed and deterministic sites, without subsamples of plates."""
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and not site_is_subsample(site):
+            yield name, site
+
+
+def is_deterministic(site: Any) -> bool:
+    return bool(site["infer"].get("_deterministic"))
+
+
+def plate_nesting(trace: Any) -> int:
+    """Number of dimensions that the trace's plates take."""
+    return -min((f.dim for _, s in sample_sites(trace) for f in s["cond_indep_stack"] if f.vectorized), default=0)
+
+
+@contextmanager
+def forked_rng() -> Iterator[None]:
+    """Random numbers that are drawn inside leave those outside as they are."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        yield
