@@ -1,6 +1,7 @@
 """Dropout as an inference method in Pyro."""
 
 from pyro_dropout.arviz import from_pyro_svi
+from pyro_dropout.conversion import from_torch, to_torch
 from pyro_dropout.estimators import ARM, DisARM, Reinforce
 from pyro_dropout.guides import AutoBernoulliDropout, AutoConcreteDropout
 from pyro_dropout.initialization import init_to_module
@@ -20,5 +21,7 @@ __all__ = [
     "RenyiDropout_ELBO",
     "TraceDropout_ELBO",
     "from_pyro_svi",
+    "from_torch",
     "init_to_module",
+    "to_torch",
 ]

@@ -14,7 +14,7 @@ from pyro.infer import SVI
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
-from pyro_dropout.guides import DropoutGuide
+from pyro_dropout.guides import rates_of
 from pyro_dropout.traces import is_deterministic, plate_nesting, sample_sites
 from pyro_dropout.weight import MaskedWeight
 
@@ -82,8 +82,9 @@ def from_pyro_svi(
     indices = {n: s["value"] for n, s in one.nodes.items() if s["type"] == "sample" and site_is_subsample(s)}
     model, guide = (poutine.condition(f, data=indices) for f in (svi.model, svi.guide))
     posterior = _draw(model, guide, model_args, kwargs, num_samples, parallel, one)
+    rates = {f"{n}.rate": r.expand(num_samples, *r.shape) for n, r in rates_of(svi.guide).items()}  # the same for all
     groups: dict[str, dict[str, Tensor]] = {
-        "posterior": posterior.latents(weights) | _rates(svi.guide, num_samples),
+        "posterior": posterior.latents(weights) | rates,
         "posterior_predictive": posterior.predictive,
         "log_likelihood": posterior.log_likelihood,
     }
@@ -174,13 +175,6 @@ def _from_trace(trace: Any, one: Any, nesting: int, num_samples: int) -> _Draws:
         else:
             draws.small[name] = own(value, fn.event_dim)
     return draws
-
-
-def _rates(guide: Any, num_samples: int) -> dict[str, Tensor]:
-    """Rates of every dropout guide inside this one, the same for each draw."""
-    parts = guide.modules() if isinstance(guide, nn.Module) else ()
-    rates = {f"{n}.rate": r for part in parts if isinstance(part, DropoutGuide) for n, r in part.rates().items()}
-    return {name: rate.expand(num_samples, *rate.shape) for name, rate in rates.items()}
 
 
 def _inputs(model: Any, args: Any, kwargs: Any, observed: dict[str, Tensor]) -> dict[str, Tensor]:

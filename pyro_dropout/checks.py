@@ -22,12 +22,15 @@ def plates_of_weights(guide_trace: Any) -> set[str]:
     return {f.name for site in _weights(guide_trace) for f in site["cond_indep_stack"]} | {"num_particles_vectorized"}
 
 
-def check_data_plates(model_sites: dict[str, Any], guide_trace: Any) -> None:
-    """One mask per datum needs a likelihood that factorises over data, and layers that see the data first."""
+def check_data_plates(model_sites: dict[str, Any], guide_trace: Any, rows: int | None = None) -> None:
+    """One mask per datum needs a likelihood that factorises over data, and layers that see the data first.
+
+    :param rows: number of data, where there is no plate to say so.
+    """
     weights = _weights(guide_trace)
     names = plates_of_weights(guide_trace)
     around = {f for site in weights for f in site["cond_indep_stack"]}
-    sizes = {}
+    sizes = {} if rows is None else {"data": rows}
     for name, site in model_sites.items():
         if weights and site["is_observed"]:
             data = {f.name: f.size for f in site["cond_indep_stack"] if f.name not in names}

@@ -409,6 +409,12 @@ class AutoConcreteDropout(DropoutGuide):
         return ConcreteMask(logits=logits, units=units, temperature=self.temperature, validate_args=False)
 
 
+def rates_of(guide: Any) -> dict[str, Tensor]:
+    """Rates of every dropout guide inside this one, by site."""
+    parts = guide.modules() if isinstance(guide, nn.Module) else ()
+    return {name: rate for part in parts if isinstance(part, DropoutGuide) for name, rate in part.rates().items()}
+
+
 def _is_weight(msg: Any) -> bool:
     """Weight sites are the latents with at least two event dimensions, unless BayesianModule knows better."""
     return (

@@ -69,7 +69,18 @@ class BayesianModule(PyroModule):
         self._slots = make_slots(self.net, prior)
         if not self._slots:
             raise ValueError(f"no parameter of {type(net).__name__} has a prior: nothing in it would be Bayesian")
+        self.dropout_layers: dict[str, str] = {}  # by weight, of a network that came with them (from_torch)
         self._learns = any(True for _ in self.net.parameters())
+
+    @property
+    def slots(self) -> dict[str, list[tuple[str, str]]]:
+        """Path of layer and attribute of each parameter that has a prior; several where layers share it."""
+        paths = {id(layer): path for path, layer in self.net.named_modules()}
+        return {n: [(paths[id(layer)], a) for layer, a in slot.owners] for n, slot in self._slots.items()}
+
+    def site_name(self, name: str) -> str:
+        """Name of the sample site of a parameter, in the model that the module is a part of."""
+        return self._pyro_get_fullname(name) if self._pyro_context.used else name
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         super()._apply(fn, recurse)

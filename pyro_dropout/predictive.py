@@ -230,8 +230,8 @@ class DropoutPredictive(Predictive):
             with torch.inference_mode(False), torch.no_grad():  # the guide keeps copies of its parameters
                 guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
             trace = poutine.trace(poutine.replay(plate(self.model), trace=guide_trace)).get_trace(*args, **kwargs)
-            sites = {n: {**s, "is_observed": n not in guide_trace.nodes} for n, s in sample_sites(trace)}
-            check_data_plates(sites, guide_trace)
+            sites = {n: {**s, "is_observed": True} for n, s in sample_sites(trace) if n not in guide_trace.nodes}
+            check_data_plates(sites, guide_trace, rows=None if sites else rows.stop - rows.start)
             return trace
         values = {name: layout.latent(name, value[draws], rows, inputs) for name, value in latents.items()}
         if self.parallel:
