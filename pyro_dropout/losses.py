@@ -37,7 +37,7 @@ from pyro_dropout.distributions import (
 )
 from pyro_dropout.estimators import ESTIMATORS, DisARM, GradientEstimator
 from pyro_dropout.messengers import DatumMasks, Draw, MemberMask, Members
-from pyro_dropout.traces import is_deterministic, sample_sites
+from pyro_dropout.traces import forked_rng, is_deterministic, sample_sites
 
 
 class Run(NamedTuple):
@@ -116,7 +116,7 @@ class TraceDropout_ELBO(ELBO):
         self.max_plate_nesting: float
         self.masks = masks
         self.gradient = gradient
-        self._learned = False  # hard masks with learned rates in the guide? the first run tells
+        self._learned: bool | None = None  # hard masks with learned rates in the guide? the first run tells
         super().__init__(
             num_particles=num_particles,
             vectorize_particles=vectorize_particles and num_particles > 1,  # one needs no plate, nor its depth
@@ -172,15 +172,13 @@ class TraceDropout_ELBO(ELBO):
         return ([run] for run in runs)
 
     def _get_trace(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> Run:
+        if self._learned is None:
+            with forked_rng():  # what the first run finds out costs later ones no random numbers: training can resume
+                self._look_at(self._trace_guide(guide, args, kwargs)[0], model, guide, args, kwargs)
         guide_trace, draws = self._trace_guide(guide, args, kwargs)
-        learned = _has_learned_masks(guide_trace)
-        # Under no_grad a rate that is computed from a parameter does not show that it is learned.
-        if learned != self._learned and (learned or torch.is_grad_enabled()):  # another guide than last time
-            if self.max_plate_nesting == float("inf"):
-                self._guess_max_plate_nesting(model, guide, args, kwargs)
-            self._learned = learned
+        if self._look_at(guide_trace, model, guide, args, kwargs):
             guide_trace, draws = self._trace_guide(guide, args, kwargs)
-        if self.gradient is not None and not learned and torch.is_grad_enabled():
+        if self.gradient is not None and not self._learned and torch.is_grad_enabled():
             raise ValueError(
                 f"gradient={self.gradient} is for learned rates of hard masks, and the guide has none: leave it out, "
                 "or learn rates with AutoBernoulliDropout(model, learnable=True)"
@@ -194,16 +192,29 @@ class TraceDropout_ELBO(ELBO):
                 check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
         return Run(model_trace, guide_trace, draws)
 
+    def _look_at(self, guide_trace: Any, model: Callable, guide: Callable, args: Any, kwargs: Any) -> bool:
+        """Whether the guide has come to learn rates of hard masks, or ceased to, since the last run."""
+        learned = _has_learned_masks(guide_trace)
+        before, self._learned = self._learned, bool(self._learned)
+        # Under no_grad a rate that is computed from a parameter does not show that it is learned.
+        if learned == bool(before) or not (learned or torch.is_grad_enabled()):
+            return False
+        if self.max_plate_nesting == float("inf"):
+            self._guess_max_plate_nesting(model, guide, args, kwargs)
+        self._learned = learned
+        return True
+
     def _guess_max_plate_nesting(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> None:
         """As in Pyro, and makes sure once that the model takes a dimension left of its plates."""
-        super()._guess_max_plate_nesting(model, guide, args, kwargs)
-        if is_validation_enabled():
-            nesting = int(self.max_plate_nesting) - (self.vectorize_particles and self.num_particles > 1)
-            try:
-                check_broadcasting(model, Members(DisARM(), nesting)(guide), nesting, args, kwargs)
-            except Exception:
-                self.max_plate_nesting = float("inf")  # or the next call would take it for checked
-                raise
+        with forked_rng():
+            super()._guess_max_plate_nesting(model, guide, args, kwargs)
+            if is_validation_enabled():
+                nesting = int(self.max_plate_nesting) - (self.vectorize_particles and self.num_particles > 1)
+                try:
+                    check_broadcasting(model, Members(DisARM(), nesting)(guide), nesting, args, kwargs)
+                except Exception:
+                    self.max_plate_nesting = float("inf")  # or the next call would take it for checked
+                    raise
 
     def _trace_guide(self, guide: Callable, args: Any, kwargs: Any) -> tuple[Any, list[Draw]]:
         draws: list[Draw] = []
@@ -253,7 +264,7 @@ class TraceDropout_ELBO(ELBO):
                 run.model_trace.compute_log_prob(site_filter=lambda n, _, name=name: n == name)
                 if is_validation_enabled():
                     check_site_shape(site, self.max_plate_nesting)
-                check_depth(site, self.max_plate_nesting + self._learned)
+                check_depth(site, self.max_plate_nesting + bool(self._learned))
                 yield site, site["log_prob"]
 
     def _latent_terms(self, run: Run) -> Iterator[Tensor]:
@@ -274,7 +285,7 @@ class TraceDropout_ELBO(ELBO):
 
     def _has_members(self, term: Tensor) -> bool:
         """Whether a term has a value for each member of the estimator, in the dimension left of all plates."""
-        return self._learned and term.dim() > self.max_plate_nesting
+        return bool(self._learned) and term.dim() > self.max_plate_nesting
 
     def _total(self, terms: list[Tensor]) -> Tensor:
         """The sum of all terms, over members their weighted mean."""

@@ -1,0 +1,160 @@
+"""Saving what was fitted, and training that goes on where it was interrupted."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pyro.optim import PyroOptim
+from pyro.optim.optim import _get_state_dict, _load_state_dict
+from torch import Tensor, nn
+
+_RANDOM = "random numbers"
+
+
+def save_checkpoint(path: str | os.PathLike, **parts: Any) -> None:
+    """Writes models, guides, optimisers and numbers to one file, with the states of all random number generators.
+
+    The file replaces an older one at once, so that an interruption leaves either. It holds tensors and plain values
+    alone, and is read without running any code from it.
+
+    :param path: of the file.
+    :param parts: by name what to save: modules, optimisers of ``torch.optim`` or ``pyro.optim``, schedulers, anything
+        with ``state_dict``; numbers, strings, tensors, lists and dicts of these.
+    :raises ValueError: a guide before its first call, which has no parameters; an optimiser of ``pyro.optim`` with
+        parameters that are in none of the modules.
+    :raises TypeError: other values than these.
+
+    Example::
+
+        >>> import tempfile
+        >>> layer = nn.Linear(2, 1)
+        >>> path = Path(tempfile.mkdtemp()) / "fit.pt"
+        >>> save_checkpoint(path, layer=layer, step=3)
+        >>> load_checkpoint(path, layer=nn.Linear(2, 1))
+        {'step': 3}
+    """
+    names = _names(parts)
+    state = {name: _state(name, part, names) for name, part in parts.items()}
+    state[_RANDOM] = _random_state()
+    path = Path(path)
+    temporary = path.with_name(path.name + ".part")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def load_checkpoint(path: str | os.PathLike, map_location: Any = None, **parts: Any) -> dict[str, Any]:
+    """Loads what :func:`save_checkpoint` wrote into parts made as at the start, and goes on with its random numbers.
+
+    A guide may be loaded before its first call. To go on with training, where an optimiser is among the parts, it must
+    have been called once with the data, so that it has parameters; the steps that follow are those of a run that was
+    not interrupted, bit by bit.
+
+    :param path: of the file.
+    :param map_location: device to load to, as in ``torch.load``.
+    :param parts: modules, optimisers and schedulers, by the names they were saved under.
+    :returns: the other values, by name: step numbers and the like.
+    :raises ValueError: names that the file has not, or has and are missing here; a guide before its first call together
+        with an optimiser.
+    """
+    state = torch.load(path, map_location=map_location, weights_only=True)
+    generators = state.pop(_RANDOM)
+    stateful = {name for name, value in state.items() if isinstance(value, dict) and value.get("kind") == "state"}
+    if parts.keys() != stateful:
+        raise ValueError(
+            f"{path} has states of {sorted(stateful)}, but found {sorted(parts)} to load them into: give each of them, "
+            "by the name it was saved under"
+        )
+    if not all(isinstance(part, nn.Module) for part in parts.values()):
+        for name, part in parts.items():
+            if _is_new(part):
+                raise ValueError(
+                    f"{name} has no parameters for the optimiser yet: call it once with the data before loading (its first "
+                    "call takes random numbers)"
+                )
+    for name, part in parts.items():  # modules first: optimisers know their parameters by name
+        if isinstance(part, nn.Module):
+            part.load_state_dict(state[name]["state"])
+    names = _names(parts)
+    for name, part in parts.items():
+        if isinstance(part, PyroOptim):
+            _load_pyro_optimiser(name, part, state[name]["state"], names)
+        elif not isinstance(part, nn.Module):
+            part.load_state_dict(state[name]["state"])
+    _set_random_state(generators)
+    return {name: value for name, value in state.items() if name not in stateful}
+
+
+def _names(parts: dict[str, Any]) -> dict[str, Tensor]:
+    modules = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+    return {f"{name}.{n}": p for name, module in modules.items() for n, p in module.named_parameters()}
+
+
+def _state(name: str, part: Any, names: dict[str, Tensor]) -> Any:
+    if isinstance(part, PyroOptim):
+        known = {id(parameter): n for n, parameter in names.items()}
+        if any(id(parameter) not in known for parameter in part.optim_objs):
+            raise ValueError(f"{name} has parameters that are in none of the modules: save model and guide with it")
+        states = {known[id(parameter)]: _get_state_dict(optimiser) for parameter, optimiser in part.optim_objs.items()}
+        return {"kind": "state", "state": states}
+    if hasattr(part, "state_dict"):
+        if _is_new(part):
+            raise ValueError(f"{name} has no parameters before its first call: there is nothing to save")
+        return {"kind": "state", "state": part.state_dict()}
+    _check_plain(name, part)
+    return part
+
+
+def _is_new(part: Any) -> bool:
+    """Whether a guide has not been called yet."""
+    return hasattr(part, "prototype_trace") and part.prototype_trace is None
+
+
+def _check_plain(name: str, value: Any) -> None:
+    parts = (
+        [*value.keys(), *value.values()]
+        if isinstance(value, dict)
+        else value
+        if isinstance(value, list | tuple)
+        else []
+    )
+    for part in parts:
+        _check_plain(name, part)
+    if not isinstance(value, Tensor | int | float | str | None | dict | list | tuple):
+        raise TypeError(
+            f"{name} has a {type(value).__name__}, which cannot be read back without running code: save parts with a "
+            "state_dict, tensors, numbers, strings, and lists and dicts of these"
+        )
+
+
+def _load_pyro_optimiser(name: str, optimiser: Any, states: dict[str, Any], names: dict[str, Tensor]) -> None:
+    """``pyro.optim`` has an optimiser for each parameter, which it makes at the first step."""
+    for key, state in states.items():
+        parameter = names[key]
+        if parameter not in optimiser.optim_objs:
+            optimiser.optim_objs[parameter] = optimiser._get_optim(parameter)
+            optimiser.grad_clip[parameter] = optimiser._get_grad_clip(parameter)
+        _load_state_dict(optimiser.optim_objs[parameter], state)
+
+
+def _random_state() -> dict[str, Any]:
+    kind, key, *rest = np.random.get_state()  # noqa: NPY002
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": random.getstate(),
+        "numpy": [str(kind), [int(k) for k in key], *rest],
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"].cpu())
+    if len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([t.cpu() for t in state["cuda"]])
+    random.setstate(state["python"])
+    kind, key, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(key, dtype=np.uint32), *rest))  # noqa: NPY002
