@@ -73,8 +73,8 @@ def load_checkpoint(path: str | os.PathLike, map_location: Any = None, **parts: 
         for name, part in parts.items():
             if _is_new(part):
                 raise ValueError(
-                    f"{name} has no parameters for the optimiser yet: call it once with the data before loading (its first "
-                    "call takes random numbers)"
+                    f"{name} has no parameters for the optimiser yet: call it once with the data before loading (its "
+                    "first call takes random numbers)"
                 )
     for name, part in parts.items():  # modules first: optimisers know their parameters by name
         if isinstance(part, nn.Module):

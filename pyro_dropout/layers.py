@@ -26,6 +26,8 @@ def drop_equal(t: Tensor, event_dim: int) -> Tensor:
 def _linear(input: Tensor, weight: Any, bias: Tensor | None = None) -> Any:
     if weight.units != (2, 1, 1):  # event_dim, dim, groups
         return NotImplemented
+    if _many_rows(input, weight):
+        return _linear_by_draw(input, weight, bias)
     x = weight.mask_input(input)
     batch = x.shape[:-1]
     loc = drop_equal(weight.loc, 2)
@@ -40,6 +42,30 @@ def _linear(input: Tensor, weight: Any, bias: Tensor | None = None) -> Any:
     if bias is not fused:
         out = out + weight.align(bias, batch)
     return out.flatten(0, len(weight.lead) - 1) if weight.lead else out
+
+
+def _many_rows(input: Tensor, weight: Any) -> bool:
+    """Whether each draw of a mask meets more data than the layer has outputs, and no gradient is taken."""
+    return (
+        not torch.is_grad_enabled()
+        and isinstance(weight.mask, Tensor)
+        and len(weight.lead) == 2
+        and weight.loc.dim() == 2
+        and weight.mask.shape[:-1] == (weight.lead[0], 1)
+        and weight.lead[1] > weight.loc.shape[0]
+        and input.dim() == 2
+    )
+
+
+def _linear_by_draw(input: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
+    """The same with the product of ``loc`` and each mask, which is smaller than the masked inputs would be."""
+    weight.check_input(input)
+    by_draw = weight.loc * (weight.mask / weight.keep)
+    x = input.unflatten(0, weight.lead)
+    if bias is None:
+        return (x @ by_draw.mT).flatten(0, 1)
+    bias = drop_equal(bias, 1)
+    return torch.baddbmm(bias if bias.dim() == 1 else bias.reshape(-1, 1, bias.shape[-1]), x, by_draw.mT).flatten(0, 1)
 
 
 def _convolution(convolve: Callable, space: int, dim: int) -> Callable:

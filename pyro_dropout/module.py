@@ -21,7 +21,7 @@ from pyro_dropout.parameters import CONVOLUTIONS, Slot, make_slots, move
 from pyro_dropout.weight import DatumMask, MaskedWeight
 
 _WITHOUT_VMAP = (nn.RNNBase, nn.MultiheadAttention)  # fused kernels without batching rules
-_ROWS = 8192  # of activations at once where no gradient is taken: few for caches, many for matrix products
+_ACTIVATIONS = 2**20  # of a layer at once where no gradient is taken: few for caches, many for matrix products
 
 
 class BayesianModule(PyroModule):
@@ -70,6 +70,7 @@ class BayesianModule(PyroModule):
         if not self._slots:
             raise ValueError(f"no parameter of {type(net).__name__} has a prior: nothing in it would be Bayesian")
         self.dropout_layers: dict[str, str] = {}  # by weight, of a network that came with them (from_torch)
+        self._width = max(max(slot.initial.shape, default=1) for slot in self._slots.values())
         self._learns = any(True for _ in self.net.parameters())
 
     @property
@@ -225,7 +226,7 @@ class BayesianModule(PyroModule):
         """Draws need not be in memory at once where no gradient is taken and none looks at the others."""
         return (
             not torch.is_grad_enabled()
-            and plates.numel() * self._data_rows(event_dims, args) > _ROWS
+            and plates.numel() * self._data_rows(event_dims, args) > self._rows_at_once(event_dims, args)
             and not any(isinstance(v, MaskedWeight) and isinstance(v.mask, DatumMask) for v in values.values())
             and not self._trains_batch_norm()
         )
@@ -237,11 +238,16 @@ class BayesianModule(PyroModule):
         batches = [a.shape[: a.dim() - e] for a, e in zip(args, event_dims, strict=False) if isinstance(a, Tensor)]
         return max((batch[-1] for batch in batches if batch), default=1)
 
+    def _rows_at_once(self, event_dims: Sequence[int], args: Any) -> int:
+        data = [a.shape[a.dim() - e :].numel() for a, e in zip(args, event_dims, strict=False) if isinstance(a, Tensor)]
+        return _ACTIVATIONS // max(self._width, *data, 1)
+
     def _run_slices(
         self, run: Any, values: dict[str, Tensor], plates: torch.Size, event_dims: Sequence[int], args: Any, kwargs: Any
     ) -> Any:
-        """Slices of the first plate, with about ``_ROWS`` rows of activations each."""
-        size = max(1, _ROWS * plates[0] // (plates.numel() * self._data_rows(event_dims, args)))
+        """Slices of the first plate."""
+        rows = plates.numel() // plates[0] * self._data_rows(event_dims, args)
+        size = max(1, self._rows_at_once(event_dims, args) // rows)
         outs = []
         for start in range(0, plates[0], size):
             part = slice(start, min(start + size, plates[0]))

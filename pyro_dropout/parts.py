@@ -18,6 +18,7 @@ from pyro_dropout.memory import PeakMemory
 from pyro_dropout.traces import forked_rng, plate_nesting, sample_sites
 
 _PROBES = (2, 3)  # rows of data: enough to see what grows with them
+_ENOUGH = 2**18  # predictions at once: more would save no time
 _SHARE = 0.7  # of the memory; the rest is for what kernels take inside one operation
 
 
@@ -189,8 +190,9 @@ class Sizes(NamedTuple):
             if larger.draws * larger.rows < 1.5 * sizes.draws * sizes.rows:
                 break
             sizes = larger
-            if sizes != everything:
-                used = _bytes(run, sizes)
+            if sizes == everything or sizes.draws * sizes.rows >= _ENOUGH:
+                break
+            used = _bytes(run, sizes)
         return sizes
 
     def _grown(self, factor: float, most: Sizes) -> Sizes:

@@ -205,7 +205,7 @@ class MaskedWeight(torch.Tensor):
         With ``lead`` (set by :class:`~pyro_dropout.BayesianModule`) the first dimension of ``x`` holds these
         merged batch dimensions, and comes back split.
         """
-        self._check_input(x, space)
+        self.check_input(x, space)
         if self.lead:
             x = x.unflatten(0, self.lead)
         batch = x.shape[: x.dim() - 1 - space]
@@ -235,7 +235,7 @@ class MaskedWeight(torch.Tensor):
             return part
         return part.reshape(*plates, *(1,) * gap, *part.shape[len(plates) :], *(1,) * space)
 
-    def _check_input(self, x: Tensor, space: int) -> None:
+    def check_input(self, x: Tensor, space: int = 0) -> None:
         count = self.units.count(self.event_shape)
         found = x.shape[x.dim() - 1 - space] if x.dim() > space else None
         if found != count:

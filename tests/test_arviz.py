@@ -52,6 +52,19 @@ def test_groups_are_named_and_shaped_as_numpyros(parallel):
     np.testing.assert_array_equal(idata.constant_data["x"], x)
 
 
+def test_netcdf_keeps_everything(tmp_path):
+    svi, x, y = fit(steps=3, per_unit=True)
+    idata = from_pyro_svi(svi, model_args=(x, y), num_samples=10, weights=True, prior=True)
+    idata.to_netcdf(tmp_path / "fit.nc")
+    read = az.from_netcdf(tmp_path / "fit.nc")
+    assert read.groups() == idata.groups()
+    for group in idata.groups():
+        for name, values in idata[group].data_vars.items():
+            np.testing.assert_array_equal(read[group][name], values)
+            assert read[group][name].dims == values.dims
+            assert read[group][name].dtype == values.dtype
+
+
 @pytest.mark.parametrize("parallel", [True, False])
 def test_log_likelihood_is_pointwise_unscaled_and_of_the_same_draw(parallel):
     svi, x, y = fit(rest=AutoNormal, steps=3)

@@ -117,12 +117,35 @@ def test_many_draws_go_through_in_slices_without_gradients(monkeypatch):
         trace = poutine.trace(guide).get_trace(x)
         whole = poutine.replay(bayesian, trace=trace)(x)
         rows = []
-        monkeypatch.setattr("pyro_dropout.module._ROWS", 10)
+        monkeypatch.setattr(BayesianModule, "_rows_at_once", lambda *_: 10)
         hook = bayesian._modules["net"].register_forward_hook(lambda m, i, o: rows.append(o.shape[0]))
         sliced = poutine.replay(bayesian, trace=trace)(x)
         hook.remove()
     assert rows == [10, 10, 10, 5]
     torch.testing.assert_close(sliced, whole)
+
+
+@pytest.mark.parametrize("bias", [None, "one", "by draw"])
+@pytest.mark.parametrize("per_unit", [False, True])
+def test_draws_that_meet_many_data_are_multiplied_out_and_give_the_same(bias, per_unit):
+    """Without gradients the smaller of weights and inputs is masked: 30 data against 4 outputs."""
+    net = nn.Linear(6, 4, bias=bias is not None).double()
+    module = BayesianModule(net)
+    rate = torch.linspace(0.1, 0.6, 6) if per_unit else 0.4
+    guide = AutoBernoulliDropout(module, rate=rate, rest=AutoNormal if bias == "by draw" else AutoDelta)
+    x = torch.randn(30, 6, dtype=torch.float64)
+    guide(x)
+    with pyro.plate("draws", 5, dim=-2):
+        trace = poutine.trace(guide).get_trace(x)
+        masked = poutine.replay(module, trace=trace)(x)
+        with torch.no_grad():
+            multiplied = poutine.replay(module, trace=trace)(x)
+            with pytest.raises(ValueError, match=r"masks 6 input units, but the layer's input has shape \(150, 5\)"):
+                poutine.replay(module, trace=trace)(x[:, :5])
+    torch.testing.assert_close(multiplied, masked)
+    weights = trace.nodes["weight"]["value"].dense().squeeze(1)
+    shift = trace.nodes["bias"]["value"].reshape(5, -1, 4).expand(5, 1, 4) if bias else 0.0
+    torch.testing.assert_close(multiplied, x @ weights.mT + shift)
 
 
 @pytest.mark.parametrize("name", ["mlp", "convolutional", "grouped and transposed", "residual", "sequence"])

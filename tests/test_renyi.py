@@ -298,6 +298,7 @@ def test_a_sequential_plate_is_a_plate():
                 draws.append(msg["value"].dense())
 
     guide(x, y)
+    loss.loss(model, guide, x, y)  # the first also finds out about the guide
     with All():
         value = loss.loss(model, guide, x, y)
     f = torch.stack([x @ w.squeeze(0) for w in draws[::2]]) + guide.median(x, y)["bias"]  # guide's and model's

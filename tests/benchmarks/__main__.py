@@ -94,6 +94,21 @@ def predictions(repeats: int, draws: int, width: int) -> list[Row]:
     return rows
 
 
+def functions(repeats: int) -> list[Row]:
+    """Many function draws over many points, in parts, against loops over passes."""
+    rows = []
+    x = torch.randn(1000, peers.FEATURES)
+    for width, draws, target in ((50, 10_000, "≤ 1.0"), (1024, 1000, "≤ 1.1")):
+        work = f"{draws} function draws, 1,000 points, width {width}: DropoutPredictive in 1 GB / raw loop, mask per "
+        ours = peers.function_predictive(x, width, draws)
+        for name, peer in (("pass", peers.raw_functions), ("row", peers.raw_predictive)):
+            goal = target if name == "pass" else ""
+            rows.append(interleaved(work + name, ours, peer(x, width, draws), goal, max(3, repeats // 5), 1))
+        peak, _ = in_own_process("function_predictive", width=width, draws=draws, points=1000)
+        rows.append(Row(f"the same, width {width}: peak memory", f"{peak:.4g} MiB more", "", "", "< 954 MiB"))
+    return rows
+
+
 def entropic(repeats: int) -> list[Row]:
     """The closed form on sparse documents, with variances, against ridge regression, means alone."""
     rows = []
@@ -127,6 +142,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "steps": lambda options: steps(options.repeats),
     "objectives": lambda options: objectives(options.repeats),
     "entropic": lambda options: entropic(options.repeats),
+    "functions": lambda options: functions(options.repeats),
     "predictions": lambda options: predictions(options.repeats, options.draws, options.width),
 }
 

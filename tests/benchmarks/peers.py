@@ -11,10 +11,11 @@ from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 
 from models.regression import Regression, mlp
-from pyro_dropout import AutoBernoulliDropout, AutoConcreteDropout, TraceDropout_ELBO
+from pyro_dropout import AutoBernoulliDropout, AutoConcreteDropout, DropoutPredictive, TraceDropout_ELBO
 
 FEATURES, SIZE = 13, 506  # as the Boston data have them
 RATE, TEMPERATURE = 0.1, 0.1
+MEMORY = 10**9  # bytes that predictions are to keep to
 
 
 def hand_written_step(x: Tensor, y: Tensor, width: int) -> Callable[[], float]:
@@ -102,6 +103,35 @@ def raw_predictive(x: Tensor, width: int, draws: int) -> Callable[[], Tensor]:
         return torch.stack(out)
 
     return predict
+
+
+def raw_functions(x: Tensor, width: int, draws: int) -> Callable[[], Tensor]:
+    """The same, one mask for all data of a pass: function draws by hand."""
+    layers = [m for m in mlp(FEATURES, (width, width)) if isinstance(m, nn.Linear)]
+
+    @torch.no_grad()
+    def predict() -> Tensor:
+        out = []
+        for _ in range(draws):
+            h = x
+            for layer in layers:
+                h = layer(h * F.dropout(torch.ones(layer.in_features), RATE, training=True))
+                h = h if layer is layers[-1] else torch.relu(h)
+            out.append(h.squeeze(-1))
+        return torch.stack(out)
+
+    return predict
+
+
+def function_predictive(x: Tensor, width: int, draws: int, points: int | None = None) -> Callable[[], dict]:
+    """``DropoutPredictive`` in parts of one gibibyte; ``points`` replaces the inputs by as many."""
+    pyro.clear_param_store()
+    x = x if points is None else torch.randn(points, FEATURES)
+    model = Regression(FEATURES, SIZE, (width, width))
+    guide = AutoBernoulliDropout(model, rate=RATE)
+    guide(x, x[:, 0])
+    predict = DropoutPredictive(model, guide=guide, num_samples=draws, return_sites=["mean"], max_memory=MEMORY)
+    return lambda: predict(x)
 
 
 def dropout_predictive(x: Tensor, width: int, draws: int, parallel: bool) -> Callable[[], dict]:
