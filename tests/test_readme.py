@@ -24,8 +24,26 @@ def test_the_quickstart_runs(capsys):
     assert "elpd_loo" in capsys.readouterr().out
 
 
-def test_entropic_regression_runs():
+def test_prediction_at_scale_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     names = run(1)
+    noise = names["moments"].aleatoric
+    assert 0.05**2 < noise.mean() < 0.5**2
+    assert (names["moments"].mean - names["y"]).square().mean() < 0.1
+    assert names["density"].mean() > -0.7
+    assert (tmp_path / "fit.pt").exists()
+    assert len(names["functions"]) == 10_000
+    assert "tensor" in capsys.readouterr().out
+
+
+def test_conversion_runs(capsys):
+    names = run(2)
+    assert [p.p for p in names["plain"].modules() if type(p).__name__.startswith("Dropout")] == [0.1, 0.5]
+    assert names["probs"].shape == (100, 16, 10)
+
+
+def test_entropic_regression_runs():
+    names = run(3)
     residuals = names["mean"] - names["y"][300:]
     assert residuals.std() < 0.8 * names["y"].std()
     assert (abs(residuals) < 2 * names["std"]).mean() > 0.9
@@ -34,4 +52,4 @@ def test_entropic_regression_runs():
 
 
 def test_entropic_logistic_regression_runs():
-    assert run(2)["mcmc"].get_samples()["w"][:, 0].mean() > 0.5
+    assert run(4)["mcmc"].get_samples()["w"][:, 0].mean() > 0.5

@@ -1,0 +1,77 @@
+"""Bayesian classification networks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from pyro_dropout import BayesianModule
+
+
+class Classification(PyroModule):
+    r"""Any network with a softmax on its outputs (MC section 5.2):
+
+    .. math:: p(y_n = c \mid x_n, W) = \mathrm{softmax}(f^W(x_n))_c, \quad W \sim \mathrm{Normal}(0, 1/l)
+
+    :param net: gives logits ``[..., classes]`` for inputs ``x``; a ``BayesianModule`` (of ``from_torch``, say) keeps its
+        own priors.
+    :param size: number of data points N of the data set; mini-batches are scaled to it.
+    :param lengthscale: prior lengthscale l; l² is the prior precision of a weight.
+    :param event_dim: as in :class:`~pyro_dropout.BayesianModule`, where its first layer does not tell.
+
+    Example::
+
+        >>> import torch
+        >>> from pyro.infer import SVI, Predictive
+        >>> from pyro_dropout import AutoConcreteDropout, TraceDropout_ELBO
+        >>> x, y = torch.randn(5, 1, 28, 28), torch.tensor([0, 2, 1, 0, 2])
+        >>> model = Classification(lenet(classes=3), size=100)
+        >>> guide = AutoConcreteDropout(model, rate=lambda site: 0.0 if site == "net.0.weight" else 0.1)
+        >>> loss = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), TraceDropout_ELBO()).step(x, y)
+        >>> draws = Predictive(model, guide=guide, num_samples=7, parallel=True)(x)
+        >>> draws["probs"].shape, draws["obs"].shape
+        (torch.Size([7, 5, 3]), torch.Size([7, 5]))
+    """
+
+    def __init__(self, net: nn.Module, size: int, lengthscale: float = 1.0, event_dim: Any = None) -> None:
+        super().__init__()
+        self.size = size
+        if not isinstance(net, BayesianModule):
+            net = BayesianModule(net, prior=dist.Normal(0.0, 1.0 / lengthscale), event_dim=event_dim)
+        self.net = net
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Any:
+        logits = self.net(x)
+        with pyro.plate("data", max(self.size, len(x)), subsample_size=len(x)):
+            pyro.deterministic("probs", logits.softmax(-1), event_dim=1)
+            return pyro.sample("obs", dist.Categorical(logits=logits), obs=y)
+
+
+def lenet(classes: int = 10, width: int = 16) -> nn.Sequential:
+    """Two convolutions and two linear layers for one-channel images of 28 × 28 pixels (after LeCun et al. 1998).
+
+    :param classes: number of outputs.
+    :param width: channels of the first convolution; the second has twice, the hidden layer eight times as many.
+
+    Example::
+
+        >>> import torch
+        >>> lenet(classes=10)(torch.zeros(5, 1, 28, 28)).shape
+        torch.Size([5, 10])
+    """
+    return nn.Sequential(
+        nn.Conv2d(1, width, kernel_size=5),  # 24 × 24, pooled to 12 × 12
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(width, 2 * width, kernel_size=5),  # 8 × 8, pooled to 4 × 4
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(2 * width * 16, 8 * width),
+        nn.ReLU(),
+        nn.Linear(8 * width, classes),
+    )
