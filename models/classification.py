@@ -17,7 +17,7 @@ class Classification(PyroModule):
 
     .. math:: p(y_n = c \mid x_n, W) = \mathrm{softmax}(f^W(x_n))_c, \quad W \sim \mathrm{Normal}(0, 1/l)
 
-    :param net: gives logits ``[..., classes]`` for inputs ``x``; a ``BayesianModule`` (of ``from_torch``, say) keeps its
+    :param net: gives logits ``[..., classes]`` for inputs ``x``; a ``BayesianModule`` (of ``from_torch``) keeps its
         own priors.
     :param size: number of data points N of the data set; mini-batches are scaled to it.
     :param lengthscale: prior lengthscale l; l² is the prior precision of a weight.
