@@ -289,7 +289,7 @@ class PerDatum(PyroModule):
 
 
 def test_latents_of_each_datum_go_with_their_datum():
-    model, x = PerDatum(), regression_data(60)[0]
+    model, x = PerDatum(), regression_data(900)[0]
     dropout = AutoBernoulliDropout(poutine.block(model, hide=["shift"]), rate=0.3)
 
     def guide(x, y=None):
@@ -299,11 +299,14 @@ def test_latents_of_each_datum_go_with_their_datum():
 
     guide(x, x[:, 0])
     kept = DropoutPredictive(model, guide=guide, num_samples=DRAWS, max_memory=SMALL).draw(x)
+    calls, hook = count_runs(model)
     found = kept(x)
+    hook.remove()
+    assert len(calls) > 2 * DRAWS  # parts of the data
     torch.testing.assert_close(found["shift"], kept.posterior_samples["shift"])
     assert bool(((found["shift"] - 100 * x[:, 0]).abs() < 1).all())
     assert_same_mean(found["obs"] - found["shifted"], 0.0)
-    with pytest.raises(ValueError, match="latent 'shift' was drawn for 60 data, but there are 59"):
+    with pytest.raises(ValueError, match="latent 'shift' was drawn for 900 data, but there are 899"):
         kept(x[1:])
 
 
