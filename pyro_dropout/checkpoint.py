@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import random
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from pyro.optim import PyroOptim
 from pyro.optim.optim import _get_state_dict, _load_state_dict
 from torch import Tensor, nn
 
-_RANDOM = "random numbers"
+_FORMAT = "pyro_dropout 1"
 
 
 def save_checkpoint(path: str | os.PathLike, **parts: Any) -> None:
@@ -39,8 +40,11 @@ def save_checkpoint(path: str | os.PathLike, **parts: Any) -> None:
         {'step': 3}
     """
     names = _names(parts)
-    state = {name: _state(name, part, names) for name, part in parts.items()}
-    state[_RANDOM] = _random_state()
+    states = {name: _state(name, part, names) for name, part in parts.items() if _has_state(part)}
+    values = {name: part for name, part in parts.items() if name not in states}
+    for name, value in values.items():
+        _check_plain(name, value)
+    state = {"format": _FORMAT, "states": states, "values": values, "random": _random_state()}
     path = Path(path)
     temporary = path.with_name(path.name + ".part")
     torch.save(state, temporary)
@@ -61,12 +65,16 @@ def load_checkpoint(path: str | os.PathLike, map_location: Any = None, **parts: 
     :raises ValueError: names that the file has not, or has and are missing here; a guide before its first call together
         with an optimiser.
     """
-    state = torch.load(path, map_location=map_location, weights_only=True)
-    generators = state.pop(_RANDOM)
-    stateful = {name for name, value in state.items() if isinstance(value, dict) and value.get("kind") == "state"}
-    if parts.keys() != stateful:
+    try:
+        state = torch.load(path, map_location=map_location, weights_only=True)
+    except (pickle.UnpicklingError, KeyError, EOFError, RuntimeError) as error:
+        raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
+    if not isinstance(state, dict) or state.get("format") != _FORMAT:
+        raise ValueError(f"{path} is no checkpoint of save_checkpoint")
+    states = state["states"]
+    if parts.keys() != states.keys():
         raise ValueError(
-            f"{path} has states of {sorted(stateful)}, but found {sorted(parts)} to load them into: give each of them, "
+            f"{path} has states of {sorted(states)}, but found {sorted(parts)} to load them into: give each of them, "
             "by the name it was saved under"
         )
     if not all(isinstance(part, nn.Module) for part in parts.values()):
@@ -76,17 +84,19 @@ def load_checkpoint(path: str | os.PathLike, map_location: Any = None, **parts: 
                     f"{name} has no parameters for the optimiser yet: call it once with the data before loading (its "
                     "first call takes random numbers)"
                 )
-    for name, part in parts.items():  # modules first: optimisers know their parameters by name
-        if isinstance(part, nn.Module):
-            part.load_state_dict(state[name]["state"])
+    modules = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+    for name, module in modules.items():
+        _check_fits(name, module, states[name])
+    for name, module in modules.items():  # first: optimisers know their parameters by name
+        module.load_state_dict(states[name])
     names = _names(parts)
     for name, part in parts.items():
         if isinstance(part, PyroOptim):
-            _load_pyro_optimiser(name, part, state[name]["state"], names)
-        elif not isinstance(part, nn.Module):
-            part.load_state_dict(state[name]["state"])
-    _set_random_state(generators)
-    return {name: value for name, value in state.items() if name not in stateful}
+            _load_pyro_optimiser(part, states[name], names)
+        elif name not in modules:
+            part.load_state_dict(states[name])
+    _set_random_state(state["random"])
+    return state["values"]
 
 
 def _names(parts: dict[str, Any]) -> dict[str, Tensor]:
@@ -94,19 +104,36 @@ def _names(parts: dict[str, Any]) -> dict[str, Tensor]:
     return {f"{name}.{n}": p for name, module in modules.items() for n, p in module.named_parameters()}
 
 
+def _has_state(part: Any) -> bool:
+    return isinstance(part, PyroOptim) or hasattr(part, "state_dict")
+
+
 def _state(name: str, part: Any, names: dict[str, Tensor]) -> Any:
     if isinstance(part, PyroOptim):
         known = {id(parameter): n for n, parameter in names.items()}
         if any(id(parameter) not in known for parameter in part.optim_objs):
             raise ValueError(f"{name} has parameters that are in none of the modules: save model and guide with it")
-        states = {known[id(parameter)]: _get_state_dict(optimiser) for parameter, optimiser in part.optim_objs.items()}
-        return {"kind": "state", "state": states}
-    if hasattr(part, "state_dict"):
-        if _is_new(part):
-            raise ValueError(f"{name} has no parameters before its first call: there is nothing to save")
-        return {"kind": "state", "state": part.state_dict()}
-    _check_plain(name, part)
-    return part
+        return {known[id(parameter)]: _get_state_dict(optimiser) for parameter, optimiser in part.optim_objs.items()}
+    if _is_new(part):
+        raise ValueError(f"{name} has no parameters before its first call: there is nothing to save")
+    return part.state_dict()
+
+
+def _check_fits(name: str, module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Before anything is loaded, so that a wrong file changes nothing."""
+    if _is_new(module):
+        return
+    own = module.state_dict()
+    wrong = [key for key in own.keys() | state.keys() if key not in own or key not in state]
+    wrong += [
+        key for key in own.keys() & state.keys() if getattr(own[key], "shape", 0) != getattr(state[key], "shape", 0)
+    ]
+    if wrong:
+        raise ValueError(f"{name} is not what was saved: {', '.join(sorted(wrong))} are missing or of another shape")
+
+
+def _shape(value: Any) -> Any:
+    return getattr(value, "shape", None)
 
 
 def _is_new(part: Any) -> bool:
@@ -115,23 +142,17 @@ def _is_new(part: Any) -> bool:
 
 
 def _check_plain(name: str, value: Any) -> None:
-    parts = (
-        [*value.keys(), *value.values()]
-        if isinstance(value, dict)
-        else value
-        if isinstance(value, list | tuple)
-        else []
-    )
-    for part in parts:
+    parts = [*value.keys(), *value.values()] if type(value) is dict else value
+    for part in parts if type(parts) in (list, tuple) else ():
         _check_plain(name, part)
-    if not isinstance(value, Tensor | int | float | str | None | dict | list | tuple):
+    if type(value) not in (Tensor, nn.Parameter, bool, int, float, str, type(None), dict, list, tuple):
         raise TypeError(
             f"{name} has a {type(value).__name__}, which cannot be read back without running code: save parts with a "
-            "state_dict, tensors, numbers, strings, and lists and dicts of these"
+            "state_dict, tensors, Python's numbers, strings, and lists and dicts of these"
         )
 
 
-def _load_pyro_optimiser(name: str, optimiser: Any, states: dict[str, Any], names: dict[str, Tensor]) -> None:
+def _load_pyro_optimiser(optimiser: Any, states: dict[str, Any], names: dict[str, Tensor]) -> None:
     """``pyro.optim`` has an optimiser for each parameter, which it makes at the first step."""
     for key, state in states.items():
         parameter = names[key]

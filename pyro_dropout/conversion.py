@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide import AutoGuide
@@ -19,6 +20,7 @@ from pyro_dropout.dataflow import Flow, follow_dropouts
 from pyro_dropout.guides import AutoBernoulliDropout, rates_of
 from pyro_dropout.module import BayesianModule
 from pyro_dropout.parameters import CONVOLUTIONS
+from pyro_dropout.traces import evaluation_mode
 
 _CHANNELS = {1: nn.Dropout1d, 2: nn.Dropout2d, 3: nn.Dropout3d}
 
@@ -58,6 +60,7 @@ def from_torch(
     :param guide: makes the guide from model and ``rate``: ``AutoBernoulliDropout`` for the given rates,
         ``partial(AutoBernoulliDropout, learnable=True)`` or ``AutoConcreteDropout`` to learn them from here.
     :param prior: as in :class:`~pyro_dropout.BayesianModule`, instead of a weight decay; ``Normal(0, 1)`` by default.
+        All parameters are learned, frozen ones too, unless a function gives None for them.
     :param weight_decay: λ, with which the network was trained.
     :param size: number of data points N, for ``weight_decay``.
     :param precision: negative log-likelihood of a datum per unit of the training loss: 1 for cross-entropy, τ for ½
@@ -65,7 +68,7 @@ def from_torch(
     :returns: the model, and the guide; like any AutoGuide the guide of a ``model`` is set up at its first call.
     :raises ValueError: a dropout that is no mask of one weight's input units (after the weights; inside attention or
         between recurrent layers; one mask for each pixel or time step), naming the layers; a weight decay without
-        size, or that is not positive.
+        size, or that is not positive; parameters of another guide in Pyro's global store.
 
     Example::
 
@@ -92,6 +95,11 @@ def from_torch(
     if weight_decay is not None:
         prior = decayed
     module = BayesianModule(bare, dist.Normal(0.0, 1.0) if prior is None else prior, [x.dim() - 1 for x in inputs])
+    if lost := sorted(keeps.keys() - module.slots.keys()):
+        raise ValueError(
+            f"a dropout masks {', '.join(lost)}, but prior gives no distribution for it, and a weight without a "
+            "posterior has no mask: give it a prior, or its dropout rate 0"
+        )
     module.dropout_layers = _dropout_layers(flow)
     made = module if model is None else model(module)
     rates = {name: 1 - keep for name, keep in keeps.items()}
@@ -100,8 +108,9 @@ def from_torch(
         return {module.site_name(name): value for name, value in rates.items()}.get(site, 0.0)
 
     posterior = guide(made, rate=rate)
+    _check_store(posterior, module)
     if model is None:
-        with torch.no_grad():
+        with torch.no_grad(), evaluation_mode():  # only shapes matter: batch normalisation keeps its statistics
             posterior(*inputs)
     return made, posterior
 
@@ -148,18 +157,23 @@ def to_torch(module: BayesianModule, guide: AutoGuide, example: Tensor | Sequenc
             owner = net.get_submodule(path)
             del owner._buffers[attribute]
             setattr(owner, attribute, parameter)
-    shapes = _input_shapes(net, inputs)
+    shapes, calls = _input_shapes(net, inputs)
     for name, path in owners.items():
         rate = rates.get(names[name], torch.zeros(()))
         if not bool(rate.any()):
             continue
         if rate.dim():
             raise ValueError(f"{names[name]} has a rate for each unit, which nn.Dropout has not")
+        if len(module.slots[name]) > 1 or calls.count(path) > 1:
+            raise ValueError(
+                f"{names[name]} has one mask wherever the network uses it, which is more than once: dropout layers "
+                "would draw one for each"
+            )
         if name in module.dropout_layers:
             layer: Any = net.get_submodule(module.dropout_layers[name])
             layer.p = round(rate.item(), 6)
         else:
-            _put_dropout_before(net, path, round(rate.item(), 6), shapes.get(path, ()))
+            net = _put_dropout_before(net, path, round(rate.item(), 6), shapes.get(path, ()), len(inputs[0]))
     try:
         with torch.no_grad():
             copy.deepcopy(net).eval()(*inputs)
@@ -199,6 +213,19 @@ def weight_decay_of(lengthscale: float, size: int, keep: float = 1.0, precision:
     return lengthscale**2 / (size * keep * precision)
 
 
+def _check_store(guide: Any, module: BayesianModule) -> None:
+    """Pyro's global store would give a new guide the weights of an older one, by their names."""
+    if pyro.settings.get("module_local_params"):
+        return
+    prefix = f"{getattr(guide, '_pyro_name', type(guide).__name__)}.locs."
+    stored = [name for name in pyro.get_param_store() if name.startswith(prefix)]
+    if taken := [name for name in stored if any(f".{name}".endswith(f".{slot}") for slot in module.slots)]:
+        raise ValueError(
+            f"Pyro's global store has {', '.join(taken)} of another guide, which this one would take for its own: "
+            "pyro.settings.set(module_local_params=True) keeps guides apart, or pyro.clear_param_store()"
+        )
+
+
 def _without_dropout(net: nn.Module, flow: Flow) -> nn.Module:
     """A copy whose dropout layers drop nothing; of a network that calls dropout functions, its graph without them."""
     calls = [d.node for dropouts in flow.dropouts.values() for d in dropouts if d.layer is None]
@@ -206,7 +233,10 @@ def _without_dropout(net: nn.Module, flow: Flow) -> nn.Module:
         node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
         flow.graph.graph.erase_node(node)
     flow.graph.recompile()
-    bare = flow.graph.train(net.training) if calls else copy.deepcopy(net)
+    bare = flow.graph if calls else copy.deepcopy(net)
+    modes = {path: part.training for path, part in net.named_modules()}
+    for path, part in bare.named_modules():
+        part.training = modes[path]
     for part in bare.modules():
         if isinstance(part, nn.modules.dropout._DropoutNd):
             part.p = 0.0
@@ -223,27 +253,37 @@ def _dropout_layers(flow: Flow) -> dict[str, str]:
     return {name: layers[0] for name, layers in own.items() if layers}
 
 
-def _input_shapes(net: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, tuple[int, ...]]:
+def _input_shapes(net: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[dict[str, tuple[int, ...]], list[str]]:
+    """Of the inputs of weight layers, and the layers in the order of their calls."""
     shapes: dict[str, tuple[int, ...]] = {}
+    calls: list[str] = []
+
+    def note(path: str, layer_input: Tensor) -> None:
+        shapes[path] = tuple(layer_input.shape)
+        calls.append(path)
+
     probe = copy.deepcopy(net).eval()
     for path, layer in probe.named_modules():
         if isinstance(layer, (nn.Linear, *CONVOLUTIONS)):
-            layer.register_forward_pre_hook(lambda _, args, path=path: shapes.update({path: tuple(args[0].shape)}))
+            layer.register_forward_pre_hook(lambda _, args, path=path: note(path, args[0]))
     with torch.no_grad():
         probe(*inputs)
-    return shapes
+    return shapes, calls
 
 
-def _put_dropout_before(net: nn.Module, path: str, rate: float, shape: tuple[int, ...]) -> None:
+def _put_dropout_before(net: nn.Module, path: str, rate: float, shape: tuple[int, ...], rows: int) -> nn.Module:
     layer = net.get_submodule(path)
-    if isinstance(layer, nn.Linear) and len(shape) == 2:
+    if isinstance(layer, nn.Linear) and len(shape) == 2 and shape[0] == rows:
         dropout: nn.Module = nn.Dropout(rate)
-    elif isinstance(layer, CONVOLUTIONS):
+    elif isinstance(layer, CONVOLUTIONS) and shape[:1] == (rows,):
         dropout = _CHANNELS[len(layer.kernel_size)](rate)
     else:
         raise ValueError(
             f"{type(layer).__name__} {path!r} has rate {rate:.3g} for inputs of shape {shape}: its mask is one for all "
             "times or places, which no dropout layer before it is"
         )
+    if not path:
+        return nn.Sequential(dropout, layer)
     parent, _, child = path.rpartition(".")
     setattr(net.get_submodule(parent), child, nn.Sequential(dropout, layer))
+    return net

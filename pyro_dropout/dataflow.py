@@ -104,6 +104,7 @@ class _Network:
             interpreter.run(*example)
         nodes = zip(graph.graph.nodes, evaluation.graph.nodes, strict=True)
         self.values = {node: interpreter.env[same] for node, same in nodes if same in interpreter.env}
+        self.rows = len(example[0])
         self.names = {id(parameter): name for name, parameter in graph.named_parameters()}
 
     def _check_modes(self, evaluation: fx.GraphModule) -> None:
@@ -137,13 +138,13 @@ class _Network:
         """Names of the weights of a layer, or of a function's."""
         layer = self.layer(node)
         if isinstance(layer, (nn.Linear, *CONVOLUTIONS)):
-            return [self.names[id(layer.weight)]]
+            return [self.names.get(id(layer.weight), f"{node.target}.weight")]
         if isinstance(layer, nn.RNNBase):
             return [self.names[id(p)] for p in layer.parameters() if p.dim() == 2]
         if node.target is F.linear or node.target in _CONVOLUTION_CALLS:
             weight = _argument(node, 1, "weight", None)
             if isinstance(weight, fx.Node) and weight.op == "get_attr":
-                return [self.names[id(self.graph.get_parameter(str(weight.target)))]]
+                return [self.names.get(id(_attribute(self.graph, weight)), str(weight.target))]
         return []
 
     def dropouts(self) -> Iterator[Dropout]:
@@ -165,7 +166,21 @@ class _Network:
             if rate == 1:
                 raise ValueError(f"{self.say(node)} drops everything; a rate must be in [0, 1)")
             if rate > 0:
+                if layer.inplace if layer is not None else _argument(node, 3, "inplace", False):
+                    self._check_in_place(node)
                 yield Dropout(node, rate, space)
+
+    def _check_in_place(self, node: fx.Node) -> None:
+        """What a dropout overwrites must not be used by anything else."""
+        source: Any = node.args[0]
+        while True:
+            if len(source.users) > 1:
+                others = ", ".join(self.say(user) for user in source.users if user is not node)
+                raise ValueError(f"{self.say(node)} drops in place what {others} uses too: give it inplace=False")
+            layer = self.layer(source)
+            if (source.target if layer is None else type(layer)) not in _MOVES:
+                return
+            source = source.args[0]
 
     def target(self, dropout: Dropout) -> str:
         """Name of the weight whose input units a dropout masks."""
@@ -177,13 +192,28 @@ class _Network:
                 "weight layer a dropout of its own"
             )
         (name,) = found
-        uses = sum(name in self.weights(node) for node in self.graph.graph.nodes)
+        if name not in self.names.values():
+            raise ValueError(
+                f"{self.say(dropout.node)} feeds {name}, which is no parameter (but computed, or a buffer)"
+            )
+        uses = self._uses(name)
         if uses > 1:
             raise ValueError(
                 f"{self.say(dropout.node)} feeds {name}, which the network uses {uses} times, but a weight's mask is "
                 "the same each time"
             )
         return name
+
+    def _uses(self, name: str) -> int:
+        """How often the network uses a parameter, by whatever layer or function."""
+        uses = 0
+        for node in self.graph.graph.nodes:
+            layer = self.layer(node)
+            if layer is not None:
+                uses += any(self.names.get(id(p)) == name for p in layer.parameters())
+            elif node.op == "get_attr" and self.names.get(id(_attribute(self.graph, node))) == name:
+                uses += len(node.users)
+        return uses
 
     def _entries(self, dropout: Dropout) -> Tensor:
         """Numbers the entries of a mask, and puts each number wherever its entry works."""
@@ -237,7 +267,7 @@ class _Network:
         elif isinstance(layer, CONVOLUTIONS) or user.target in _CONVOLUTION_CALLS:
             unit, advice = 1, "drop whole channels (nn.Dropout2d)"
         others = [d for d in range(1, entries.dim()) if d != unit]
-        if not all(_tied(entries, d) for d in others):
+        if entries.shape[0] != self.rows or not all(_tied(entries, d) for d in others):
             raise ValueError(
                 f"{self.say(dropout.node)} draws a mask for each place or time, but {self.say(user)} has one weight "
                 f"for all of them: {advice}"
@@ -271,6 +301,11 @@ def _hidden_dropout(layer: nn.Module) -> str:
         if isinstance(rate, float) and rate > 0 and not one_layer:
             return f"{rate:g} in {type(part).__name__}"
     return ""
+
+
+def _attribute(graph: fx.GraphModule, node: fx.Node) -> Any:
+    path, _, name = str(node.target).rpartition(".")
+    return getattr(graph.get_submodule(path), name)
 
 
 def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:

@@ -248,7 +248,7 @@ class BayesianModule(PyroModule):
         """Slices of the first plate."""
         rows = plates.numel() // plates[0] * self._data_rows(event_dims, args)
         size = max(1, self._rows_at_once(event_dims, args) // rows)
-        outs = []
+        out: Any = None
         for start in range(0, plates[0], size):
             part = slice(start, min(start + size, plates[0]))
 
@@ -259,8 +259,13 @@ class BayesianModule(PyroModule):
             cut_values = {n: cut(v, self._slots[n].event_dim) for n, v in values.items()}
             cut_args = [cut(a, e) for a, e in zip(args, event_dims, strict=True)]
             cut_plates = torch.Size((part.stop - part.start, *plates[1:]))
-            outs.append(run(cut_values, cut_plates, event_dims, cut_args, kwargs))
-        return tree_map(lambda *parts: torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0], *outs)
+            slice_out = run(cut_values, cut_plates, event_dims, cut_args, kwargs)
+            if out is None:  # at once: small outputs between large activations would split up the heap
+                out = tree_map(
+                    lambda t: t.new_empty((plates[0], *t.shape[1:])) if isinstance(t, Tensor) else t, slice_out
+                )
+            tree_map(lambda whole, t, part=part: whole[part].copy_(t) if isinstance(t, Tensor) else t, out, slice_out)
+        return out
 
     def _run(self, values: dict[str, Tensor], args: Any, kwargs: Any) -> Any:
         # Reading self.net makes Pyro register its parameters: wanted where some are learnable, slow where none are.

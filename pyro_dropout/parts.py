@@ -13,12 +13,14 @@ import pyro
 import pyro.poutine as poutine
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from pyro_dropout.memory import PeakMemory
 from pyro_dropout.traces import forked_rng, plate_nesting, sample_sites
 
 _PROBES = (2, 3)  # rows of data: enough to see what grows with them
 _ENOUGH = 2**18  # predictions at once: more would save no time
+_GROWTH = 8  # at most, from one measured size to the next
 _SHARE = 0.7  # of the memory; the rest is for what kernels take inside one operation
 
 
@@ -32,6 +34,8 @@ class Inputs:
         self.args, self.kwargs = args, kwargs
         given: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
         tensors = {key: a for key, a in given.items() if isinstance(a, Tensor) and a.dim()}
+        if data is None and any(_holds_tensors(a) for a in given.values()):
+            data = ()  # what is inside of lists and dicts is not taken apart
         if data is None:
             length = len(next(iter(tensors.values()))) if tensors else 0
             data = [key for key, a in tensors.items() if len(a) == length]
@@ -55,6 +59,10 @@ class Inputs:
     def whole(self) -> Inputs:
         """The same arguments, not to be taken apart."""
         return Inputs(self.args, self.kwargs, data=())
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, list | tuple | dict) and any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))
 
 
 class _Site(NamedTuple):
@@ -116,14 +124,15 @@ class Layout:
             arranged[name] = tuple(v.reshape(shape) if v.numel() == shape.numel() else v.expand(shape) for v in values)
         return arranged
 
-    def latent(self, name: str, value: Tensor, rows: slice, inputs: Inputs) -> Tensor:
-        """Draws of a latent site with a dimension for each plate, ``[draws, *plates, *event]``, of some rows."""
+    def latent(self, name: str, value: Tensor, rows: slice, inputs: Inputs, parallel: bool) -> Tensor:
+        """Draws of a latent site, of some rows; with a dimension for each plate, ``[draws, *plates, *event]``."""
         event_dim = self.event_dims.get(name, 0)
         batch = value.shape[1 : value.dim() - event_dim]
         while len(batch) > self.nesting and batch[0] == 1:
             batch = batch[1:]
         event = value.shape[value.dim() - event_dim :]
-        value = value.reshape(value.shape[0], *(1,) * (self.nesting - len(batch)), *batch, *event)
+        padding = (1,) * (self.nesting - len(batch)) if parallel else ()
+        value = value.reshape(value.shape[0], *padding, *batch, *event)
         dim = self.data_dims.get(name)
         if dim is None or value.shape[dim] == rows.stop - rows.start:
             return value
@@ -150,8 +159,9 @@ def _growing(name: str, shapes: list[torch.Size]) -> int | None:
     """The dimension in which the shapes, of two and three rows of data, differ."""
     if any(len(shape) != len(shapes[0]) for shape in shapes):
         raise ValueError(f"site {name!r} has shape {' or '.join(str(tuple(s)) for s in shapes)}, by the number of data")
-    dims = [d for d, sizes in enumerate(zip(*shapes, strict=True)) if len(set(sizes)) > 1]
-    if len(dims) > 1:
+    sizes = list(zip(*shapes, strict=True))
+    dims = [d for d, size in enumerate(sizes) if len(set(size)) > 1]
+    if len(dims) > 1 or (dims and sizes[dims[0]] != _PROBES):
         raise ValueError(
             f"site {name!r} has shape {' or '.join(str(tuple(s)) for s in shapes)} for {_PROBES} data, which cannot be "
             "put together from parts of the data: give data=() to take them whole"
@@ -186,13 +196,15 @@ class Sizes(NamedTuple):
                 f"{used / _SHARE:,.0f} bytes, but max_memory leaves {memory:,} for it: give more"
             )
         while sizes != everything:
-            larger = sizes._grown(budget / max(1, used), everything)
+            larger = sizes._grown(min(_GROWTH, budget / max(1, used)), everything)
             if larger.draws * larger.rows < 1.5 * sizes.draws * sizes.rows:
                 break
-            sizes = larger
-            if sizes == everything or sizes.draws * sizes.rows >= _ENOUGH:
+            if larger == everything or larger.draws * larger.rows >= _ENOUGH:
+                return larger
+            used = _bytes(run, larger)
+            if used > budget:  # more than proportional
                 break
-            used = _bytes(run, sizes)
+            sizes = larger
         return sizes
 
     def _grown(self, factor: float, most: Sizes) -> Sizes:

@@ -5,6 +5,7 @@ After the guides in the chain weight → distributions → guides → losses.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,17 +13,19 @@ from typing import Any
 import pyro
 import pyro.poutine as poutine
 import torch
+from pyro.distributions import Unit
+from pyro.distributions.util import scale_and_mask
 from pyro.infer import Predictive
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Categorical, Independent
 from tqdm import tqdm
 
-from pyro_dropout.checks import check_data_plates
+from pyro_dropout.checks import check_data_plates, same_values
 from pyro_dropout.messengers import DatumMasks
 from pyro_dropout.metrics import PredictiveMoments
 from pyro_dropout.parts import Inputs, Layout, Sizes, slices
 from pyro_dropout.streaming import Accumulator, LogMean, Moments, Stack
-from pyro_dropout.traces import forked_rng, is_deterministic, plate_nesting, sample_sites
+from pyro_dropout.traces import evaluation_mode, forked_rng, is_deterministic, plate_nesting, sample_sites
 from pyro_dropout.weight import MaskedWeight
 
 _PLATE = "_draws"
@@ -51,7 +54,8 @@ class DropoutPredictive(Predictive):
     :param data: positions or names of the arguments with one row per datum; by default all tensors as long as the
         first. ``()`` for models that do not take their data in parts.
     :param seed: makes calls repeatable, and leaves Pyro's own random numbers as they were. Function draws for one
-        seed are the same whatever the data and the parts.
+        seed are the same whatever the data and the parts, if all draws of the guide fit into half of the memory (of
+        dropout guides these are masks).
     :param progress: show a progress bar.
     :raises ValueError: neither guide nor samples; a bound that not even one draw of one datum fits into; at a call,
         a model whose sites cannot be taken apart by data.
@@ -59,6 +63,7 @@ class DropoutPredictive(Predictive):
     Example::
 
         >>> import pyro.distributions as dist
+        >>> from torch import nn
         >>> from pyro_dropout import AutoBernoulliDropout, BayesianModule
         >>> net = BayesianModule(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1)))
         >>> def model(x, y=None):
@@ -92,6 +97,13 @@ class DropoutPredictive(Predictive):
         seed: int | None = None,
         progress: bool = False,
     ) -> None:
+        if num_samples is not None and num_samples < 1:
+            raise ValueError(f"num_samples must be positive, but found {num_samples}")
+        if isinstance(return_sites, str) or isinstance(data, str | int):
+            raise TypeError('return_sites and data take lists: return_sites=["obs"], data=[0]')
+        lengths = {name: len(value) for name, value in (posterior_samples or {}).items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"posterior_samples have different numbers of draws: {lengths}")
         super().__init__(model, posterior_samples, guide, num_samples, return_sites, parallel)
         if guide is None and not posterior_samples:
             raise ValueError("give a guide or posterior_samples (for the prior predictive: pyro.infer.Predictive)")
@@ -121,7 +133,8 @@ class DropoutPredictive(Predictive):
     def log_likelihood(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Log of the mean density over draws of each observation, by observed site (MC eq. 13), without keeping draws.
 
-        Of the data that the model observes with these arguments, without scales of plates.
+        Of the data that the model observes with these arguments, without scales of plates; 0 where ``poutine.mask``
+        hides an observation.
 
         :raises ValueError: the model observes nothing.
         """
@@ -141,7 +154,7 @@ class DropoutPredictive(Predictive):
             raise ValueError('masks="datum" has no draws to keep, as masks depend on the data: use masks="draw"')
         if self.guide is None:
             return self
-        with self._seeded(), _evaluation_mode():
+        with self._seeded(), evaluation_mode():
             latents = self._draw_latents(self.num_samples, args, kwargs)
         return self._keep({name: _copy(value) for name, value in latents.items()})
 
@@ -156,7 +169,8 @@ class DropoutPredictive(Predictive):
         """One draw or several of those that are kept."""
         if self.guide is not None:
             raise TypeError("draws are not kept yet: predictive.draw(x)[index]")
-        if isinstance(index, int):
+        if not isinstance(index, slice):
+            index = operator.index(index)  # also of numpy and of tensors
             if not -len(self) <= index < len(self):
                 raise IndexError(f"draw {index} of {len(self)}")
             index = slice(index % len(self), index % len(self) + 1)
@@ -169,7 +183,7 @@ class DropoutPredictive(Predictive):
         results: dict[str, Accumulator] = {}
         with (
             self._seeded(),
-            _evaluation_mode(),
+            evaluation_mode(),
             torch.no_grad(),
             poutine.block(),
             tqdm(total=self.num_samples * inputs.size, unit_scale=True, disable=not self.progress) as bar,
@@ -186,6 +200,7 @@ class DropoutPredictive(Predictive):
                 sizes = Sizes.within(self.max_memory, run, number if self.parallel else 1, inputs)
                 if latents is None or sizes.rows < inputs.size:
                     layout.check_parts(latent, inputs)
+                    self._check_rows(latents, inputs, layout, latent)
                 for rows in slices(inputs.size, sizes.rows):
                     for draws in slices(number, sizes.draws):
                         for name, values in run(draws, rows).items():
@@ -196,10 +211,35 @@ class DropoutPredictive(Predictive):
                         bar.update((draws.stop - draws.start) * (rows.stop - rows.start))
         return {name: result.result() for name, result in results.items()}
 
+    def _check_rows(self, latents: Any, inputs: Inputs, layout: Layout, latent: set[str]) -> None:
+        """Where data come in parts, a datum's distribution must not depend on the others'."""
+        if latents is None or len(inputs.probes) == 1:
+            return
+        few, more = (self._locations(latents, slice(0, n), inputs, layout, latent) for n in inputs.probes)
+        for name, expected in few.items():
+            found = more[name]
+            for d, size in enumerate(expected.shape):
+                found = found.narrow(d, 0, size)
+            if not same_values(found, expected):
+                raise ValueError(
+                    f"site {name!r} has another distribution for a datum with other data beside it, so that data "
+                    "cannot be taken in parts: give data=() to take them whole"
+                )
+
+    def _locations(
+        self, latents: Any, rows: slice, inputs: Inputs, layout: Layout, latent: set[str]
+    ) -> dict[str, Tensor]:
+        """Where the distributions of one draw are."""
+        with forked_rng():
+            trace = self._trace(latents, slice(0, 1), inputs, rows, layout)
+        return {n: _location(site["fn"]) for n, site in sample_sites(trace) if n not in latent}
+
     def _read(self, trace: Any, read: Callable, latent: set[str]) -> dict[str, tuple[Tensor, ...]]:
         """What ``read`` finds at each site that is wanted."""
         found = {}
         known = [name for name, _ in sample_sites(trace)]
+        if not latent & set(known):
+            raise ValueError(f"none of the samples {sorted(latent)} is of the model, which has the sites {known}")
         redrawn = latent if self.masks == "datum" else set()  # for each part of the data
         for name in self.return_sites or ():
             if name not in (*known, "_RETURN") or name in redrawn:
@@ -230,10 +270,13 @@ class DropoutPredictive(Predictive):
             with torch.inference_mode(False), torch.no_grad():  # the guide keeps copies of its parameters
                 guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
             trace = poutine.trace(poutine.replay(plate(self.model), trace=guide_trace)).get_trace(*args, **kwargs)
-            sites = {n: {**s, "is_observed": True} for n, s in sample_sites(trace) if n not in guide_trace.nodes}
+            data = {n: s for n, s in sample_sites(trace) if n not in guide_trace.nodes and not is_deterministic(s)}
+            sites = {n: {**s, "is_observed": True} for n, s in data.items()}
             check_data_plates(sites, guide_trace, rows=None if sites else rows.stop - rows.start)
             return trace
-        values = {name: layout.latent(name, value[draws], rows, inputs) for name, value in latents.items()}
+        values = {
+            name: layout.latent(name, value[draws], rows, inputs, self.parallel) for name, value in latents.items()
+        }
         if self.parallel:
             return poutine.trace(poutine.condition(plate(self.model), data=values)).get_trace(*args, **kwargs)
         values = {name: value[0] for name, value in values.items()}
@@ -296,7 +339,7 @@ def _read_value(name: str, site: Any, latent: bool) -> tuple[Tensor]:
 
 
 def _read_moments(name: str, site: Any, latent: bool) -> tuple[Tensor, ...] | None:
-    if latent:
+    if latent or isinstance(site.get("fn"), Unit):
         return None
     if name == "_RETURN" or is_deterministic(site):
         (value,) = _read_value(name, site, latent)
@@ -318,8 +361,22 @@ def _read_moments(name: str, site: Any, latent: bool) -> tuple[Tensor, ...] | No
 
 
 def _read_log_density(name: str, site: Any, latent: bool) -> tuple[Tensor, ...] | None:
-    observed = name != "_RETURN" and site["is_observed"] and not is_deterministic(site)
-    return None if latent or not observed else (site["fn"].log_prob(site["value"]),)
+    if latent or name == "_RETURN" or not site["is_observed"] or is_deterministic(site) or isinstance(site["fn"], Unit):
+        return None
+    return (scale_and_mask(site["fn"].log_prob(site["value"]), 1.0, site["mask"]),)
+
+
+def _location(fn: Any) -> Tensor:
+    """What tells a distribution from one of the same family; of a deterministic site its value."""
+    base = fn
+    while isinstance(base, Independent):
+        base = base.base_dist
+    if isinstance(base, Categorical):
+        return base.logits[..., 0]
+    try:
+        return fn.mean
+    except NotImplementedError:
+        return torch.zeros(fn.batch_shape + fn.event_shape)
 
 
 def _is_weight(site: Any) -> bool:
@@ -331,25 +388,5 @@ def _copy(value: Tensor) -> Tensor:
     """Not a view of a guide's parameter; point estimates, which are one for all draws, stay one."""
     if isinstance(value, MaskedWeight):
         return value  # guides make these of copies
+    value = value.detach()
     return value[:1].clone().expand(value.shape) if value.stride(0) == 0 else value.clone()
-
-
-@contextmanager
-def _evaluation_mode() -> Iterator[None]:
-    """Every module that is called inside is in evaluation mode, wherever the model keeps it."""
-    changed: list[nn.Module] = []
-
-    def switch(module: nn.Module, _: Any) -> None:
-        if module.training:
-            for part in module.modules():
-                if part.training:
-                    part.training = False
-                    changed.append(part)
-
-    hook = nn.modules.module.register_module_forward_pre_hook(switch)
-    try:
-        yield
-    finally:
-        hook.remove()
-        for part in changed:
-            part.training = True

@@ -1,4 +1,4 @@
-"""What several files ask of a Pyro trace."""
+"""What several files ask of Pyro's traces, of random numbers and of modules."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from pyro.poutine.util import site_is_subsample
+from torch import nn
 
 
 def sample_sites(trace: Any) -> Iterator[tuple[str, Any]]:
@@ -31,3 +32,24 @@ def forked_rng() -> Iterator[None]:
     """Random numbers that are drawn inside leave those outside as they are."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         yield
+
+
+@contextmanager
+def evaluation_mode() -> Iterator[None]:
+    """Every module that is called inside is in evaluation mode, wherever the model keeps it."""
+    changed: list[nn.Module] = []
+
+    def switch(module: nn.Module, _: Any) -> None:
+        if module.training:
+            for part in module.modules():
+                if part.training:
+                    part.training = False
+                    changed.append(part)
+
+    hook = nn.modules.module.register_module_forward_pre_hook(switch)
+    try:
+        yield
+    finally:
+        hook.remove()
+        for part in changed:
+            part.training = True

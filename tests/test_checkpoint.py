@@ -1,7 +1,6 @@
 """Checkpoints: a run that was killed ends where one that was not interrupted ends, bit by bit."""
 
 import os
-import pickle
 import random
 import signal
 import subprocess
@@ -76,6 +75,23 @@ def predictions(model, guide, x):
     return predict(x)["mean"]
 
 
+@pytest.mark.parametrize("value", [np.float64(1.5), {"a": [Path("x")]}, (torch.nn.ReLU,)])
+def test_what_could_not_be_read_back_is_not_saved(value, tmp_path):
+    save_checkpoint(tmp_path / "a.pt", loss=1.5)
+    with pytest.raises(TypeError, match=r"loss has a .* cannot be read back"):
+        save_checkpoint(tmp_path / "a.pt", loss=value)
+    assert load_checkpoint(tmp_path / "a.pt") == {"loss": 1.5}
+
+
+def test_a_file_that_does_not_fit_changes_nothing(tmp_path):
+    save_checkpoint(tmp_path / "a.pt", a=nn.Linear(2, 1), b=nn.Linear(3, 1))
+    a = nn.Linear(2, 1)
+    before = a.weight.clone()
+    with pytest.raises(ValueError, match="b is not what was saved: weight are missing or of another shape"):
+        load_checkpoint(tmp_path / "a.pt", a=a, b=nn.Linear(4, 1))
+    assert torch.equal(a.weight, before)
+
+
 @pytest.mark.parametrize("local", [False, True])
 @pytest.mark.parametrize("called", [False, True])
 def test_a_fit_is_loaded_into_a_guide_before_or_after_its_first_call(local, called, tmp_path):
@@ -147,7 +163,10 @@ def test_no_code_is_read(tmp_path):
     with pytest.raises(TypeError, match="thing has a PosixPath, which cannot be read back without running code"):
         save_checkpoint(tmp_path / "a.pt", thing=[1, {"path": tmp_path}])
     torch.save({"path": tmp_path}, tmp_path / "a.pt")
-    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+    with pytest.raises(ValueError, match="cannot be read as a checkpoint: Weights only load failed"):
+        load_checkpoint(tmp_path / "a.pt")
+    torch.save({"w": torch.ones(2)}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="is no checkpoint of save_checkpoint"):
         load_checkpoint(tmp_path / "a.pt")
 
 

@@ -471,6 +471,121 @@ def test_the_usual_networks_with_other_dropout_are_named_errors(net, message):
         from_torch(net, torch.randn(3, *shape))
 
 
+class Words(nn.Module):
+    """Embedding and decoder share a weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.hidden, self.drop = nn.Embedding(10, 6), nn.Linear(6, 6), nn.Dropout(0.5)
+        self.decoder = nn.Linear(6, 10)
+        self.decoder.weight = self.embedding.weight
+
+    def forward(self, x):
+        return self.decoder(self.drop(self.hidden(self.embedding(x)).relu()))
+
+
+def merged(net, x):
+    return net.a(net.drop(x.reshape(-1, 4))).reshape(x.shape)
+
+
+def in_place(net, x):
+    h = net.b(x)
+    return net.a(net.off(h)) + h
+
+
+def frames(net, x):
+    return net.conv(net.drop2(x.flatten(0, 1))).flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("net", "x", "message"),
+    [
+        (Words(), torch.randint(10, (4,)), r"'drop' feeds embedding.weight, which the network uses 2 times"),
+        (Functions(merged), X3D, "'drop' draws a mask for each place or time, but Linear 'a' has one weight"),
+        (
+            Functions(frames, drop2=nn.Dropout2d(0.3), conv=nn.Conv2d(2, 1, 3)),
+            torch.randn(3, 4, 2, 5, 5),
+            "'drop2' draws a mask for each place or time, but Conv2d 'conv'",
+        ),
+        (
+            Functions(in_place, off=nn.Dropout(0.5, inplace=True)),
+            X4,
+            r"Dropout 'off' drops in place what add \(add\) uses too",
+        ),
+        (
+            Functions(lambda n, x: n.a(n.drop(x)) + n.a.weight.sum()),
+            X4,
+            "feeds a.weight, which the network uses 2 times",
+        ),
+        (
+            nn.Sequential(nn.Dropout(0.5), nn.utils.parametrizations.weight_norm(nn.Linear(4, 2))),
+            X4,
+            r"Dropout '0' feeds 1.weight, which is no parameter \(but computed, or a buffer\)",
+        ),
+    ],
+)
+def test_a_mask_that_is_not_the_weights_own_is_named(net, x, message):
+    with pytest.raises(ValueError, match=message):
+        from_torch(net, x)
+
+
+def test_a_network_in_training_mode_keeps_its_statistics_and_its_modes():
+    """Only shapes of the example matter; functional dropout takes another way."""
+    pyro.settings.set(module_local_params=True)
+    for do in (lambda n, x: n.a(n.drop(n.norm(x))), lambda n, x: n.a(F.dropout(n.norm(x), 0.3, n.training))):
+        net = Functions(do, norm=nn.BatchNorm1d(4))
+        nn.init.uniform_(net.norm.running_mean)
+        net.train()
+        net.b.eval()
+        model, guide = from_torch(net, torch.zeros(2, 4))
+        torch.testing.assert_close(model.net.norm.running_mean, net.norm.running_mean)
+        assert [model.net.get_submodule(name).training for name in ("", "norm", "a")] == [True, True, True]
+        x = torch.randn(20, 4)
+        median = poutine.condition(model.eval(), data=guide.median())(x)
+        torch.testing.assert_close(median, copy.deepcopy(net).eval()(x))
+
+
+def test_two_networks_do_not_share_weights_by_name():
+    nets = [orders() for _ in range(2)]
+    from_torch(nets[0], torch.randn(2, 6))
+    for model in (None, lambda module: Labels(module, 5)):
+        with pytest.raises(ValueError, match=r"global store has AutoBernoulliDropout.locs.1.weight.* of another guide"):
+            from_torch(nets[1], torch.randn(2, 6), model)
+    pyro.clear_param_store()
+    guide = from_torch(nets[1], torch.randn(2, 6))[1]
+    assert torch.equal(guide.median()["1.weight"], nets[1][1].weight)
+
+
+def test_a_dropout_whose_weight_gets_no_prior_is_not_lost():
+    with pytest.raises(
+        ValueError, match=r"a dropout masks 1.weight, 4.weight, 8.weight, but prior gives no distribution"
+    ):
+        from_torch(orders(), torch.randn(2, 6), prior=lambda name, _: dist.Normal(0.0, 1.0) if "bias" in name else None)
+
+
+def test_one_mask_for_several_uses_is_more_than_dropout_layers_can_do():
+    tied = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    tied[2].weight = tied[0].weight
+    for net in (tied, Functions(lambda n, x: n.a(n.a(x)))):
+        module = BayesianModule(net, event_dim=1)
+        guide = AutoBernoulliDropout(module, rate=0.4)
+        guide(X4)
+        with pytest.raises(ValueError, match="has one mask wherever the network uses it"):
+            to_torch(module, guide, X4)
+    module = BayesianModule(Functions(merged), event_dim=2)
+    guide = AutoBernoulliDropout(module, rate={"a.weight": 0.4, "b.weight": 0.0})
+    guide(X3D)
+    with pytest.raises(ValueError, match=r"'a' has rate 0.4 for inputs of shape \(15, 4\)"):
+        to_torch(module, guide, X3D)
+
+
+def test_a_network_of_one_layer():
+    module = BayesianModule(nn.Linear(4, 2))
+    guide = AutoBernoulliDropout(module, rate=0.4)
+    guide(X4)
+    assert [type(part) for part in to_torch(module, guide, X4)] == [nn.Dropout, nn.Linear]
+
+
 def test_a_layer_whose_dropout_is_off_needs_none():
     model, guide = from_torch(nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True).eval(), X3D)
     assert not any(rate.any() for rate in guide.rates().values())

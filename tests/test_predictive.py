@@ -1,6 +1,11 @@
 """Prediction in parts: the values of stock ``Predictive``, within the bytes given, by draws that can be kept."""
 
+import copy
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pyro
@@ -398,12 +403,13 @@ def test_data_by_name():
     """An argument as long as the data that is none of them."""
 
     def model(x, table, y=None):
+        factor = pyro.sample("factor", dist.Normal(0.0, 1.0))
         with pyro.plate("data", len(x)):
-            w = pyro.deterministic("w", table.sum() * x[..., 0], event_dim=0)
+            w = pyro.deterministic("w", factor * table.sum() * x[..., 0], event_dim=0)
             return pyro.sample("obs", dist.Normal(w, 1.0), obs=y)
 
     x, table = torch.randn(30, 2), torch.arange(30.0)
-    samples = {"nothing": torch.zeros(5)}
+    samples = {"factor": torch.ones(5)}
     predict = DropoutPredictive(model, samples, return_sites=["w"], max_memory=3000, data=[0])
     torch.testing.assert_close(predict(x, table)["w"], (435 * x[:, 0]).expand(5, 30))
     torch.testing.assert_close(predict(x, table=table)["w"], (435 * x[:, 0]).expand(5, 30))
@@ -441,6 +447,7 @@ def test_sites_that_parts_of_the_data_do_not_add_up_to():
 
 
 def no_moments(x):
+    pyro.sample("w", dist.Normal(0.0, 1.0))
     with pyro.plate("data", len(x)):
         pyro.sample("obs", dist.TransformedDistribution(dist.Normal(x[:, 0], 1.0), [ExpTransform()]))
 
@@ -488,6 +495,158 @@ def test_errors(call, error, message):
     model, guide, x, _ = fitted()
     with pytest.raises(error, match=message):
         call(model, guide, x)
+
+
+def test_samples_must_be_of_the_model():
+    with pytest.raises(
+        ValueError, match=r"none of the samples \['v'\] is of the model, which has the sites \['w', 'obs'\]"
+    ):
+        DropoutPredictive(no_moments, {"v": torch.zeros(3)})(torch.randn(4, 1))
+    with pytest.raises(ValueError, match=r"different numbers of draws: {'w': 3, 'v': 4}"):
+        DropoutPredictive(no_moments, {"w": torch.zeros(3), "v": torch.zeros(4)})
+    with pytest.raises(TypeError, match="take lists"):
+        DropoutPredictive(no_moments, {"w": torch.zeros(3)}, return_sites="obs")
+    with pytest.raises(ValueError, match="num_samples must be positive, but found 0"):
+        DropoutPredictive(no_moments, guide=no_moments, num_samples=0)
+
+
+def test_masked_observations_do_not_count_and_factors_are_none():
+    net = BayesianModule(double_mlp())
+
+    def model(x, y=None, seen=True):
+        mean = net(x).squeeze(-1)
+        pyro.factor("penalty", mean.new_zeros(()))
+        with pyro.plate("data", len(x)), poutine.mask(mask=seen):
+            return pyro.sample("obs", dist.Normal(mean, 0.5), obs=y)
+
+    x, y = regression_data(20)
+    guide = AutoBernoulliDropout(model, rate=0.3)
+    guide(x, y)
+    predict = DropoutPredictive(model, guide=guide, num_samples=4, seed=0)
+    seen = torch.arange(20) < 10
+    found = predict.log_likelihood(x, torch.where(seen, y, -99.0), seen)
+    assert list(found) == ["obs"]
+    assert not found["obs"][10:].any()
+    torch.testing.assert_close(found["obs"][:10], predict.log_likelihood(x, y)["obs"][:10])
+    assert list(predict.moments(x)) == ["obs"]
+
+
+def test_a_model_that_mixes_data_is_not_taken_in_parts():
+    net = BayesianModule(double_mlp())
+
+    def model(x, y=None):
+        mean = net((x - x.mean(0)) / x.std(0)).squeeze(-1)
+        with pyro.plate("data", len(x)):
+            return pyro.sample("obs", dist.Normal(mean, 0.5), obs=y)
+
+    x, y = regression_data(900)
+    guide = AutoBernoulliDropout(model, rate=0.3)
+    guide(x, y)
+    with pytest.raises(ValueError, match=r"'obs' has another distribution for a datum with other data .* data=\(\)"):
+        DropoutPredictive(model, guide=guide, num_samples=4, max_memory=SMALL).moments(x)
+    whole = DropoutPredictive(model, guide=guide, num_samples=4, max_memory=10**6, data=(), seed=0).moments(x)
+    enough = DropoutPredictive(model, guide=guide, num_samples=4, seed=0).moments(x)  # no parts, nothing to refuse
+    torch.testing.assert_close(whole["obs"].mean, enough["obs"].mean)
+
+
+def test_memory_that_grows_faster_than_the_data():
+    net = BayesianModule(double_mlp())
+
+    def model(x, y=None):
+        mean = net(x).squeeze(-1) + 0 * torch.cdist(x, x).amax()
+        with pyro.plate("data", len(x)):
+            return pyro.sample("obs", dist.Normal(mean, 0.5), obs=y)
+
+    x, y = regression_data(2000)
+    guide = AutoBernoulliDropout(model, rate=0.3)
+    guide(x[:5], y[:5])
+    with PeakMemory() as used:
+        DropoutPredictive(model, guide=guide, num_samples=4, max_memory=10**6).moments(x)
+    assert used.peak < 10 * 10**6  # all data at once: 32 MB
+
+
+@pytest.mark.parametrize("index", [np.int64(3), torch.tensor(3), 3])
+def test_draws_by_any_index(index):
+    model, guide, x, _ = fitted()
+    kept = DropoutPredictive(model, guide=guide, num_samples=5).draw(x)
+    torch.testing.assert_close(kept[index](x)["mean"], kept(x)["mean"][3:4])
+    assert not any(value.requires_grad for value in kept.posterior_samples.values())
+    torch.testing.assert_close(copy.deepcopy(kept)(x)["mean"], kept(x)["mean"])
+
+
+def test_recurrent_networks_one_draw_at_a_time():
+    model, x = Recurrent(), torch.randn(9, 5, 3, dtype=torch.float64)
+    guide = AutoBernoulliDropout(model, rate=0.4)
+    guide(x, x[:, 0, 0])
+    options = {"guide": guide, "num_samples": 4}
+    in_turn = DropoutPredictive(model, **options, parallel=False).draw(x)
+    together = DropoutPredictive(model, posterior_samples=in_turn.posterior_samples)
+    torch.testing.assert_close(in_turn.moments(x)["obs"].mean, together.moments(x)["obs"].mean)
+
+
+def test_masks_per_datum_with_a_deterministic_site_outside_the_plate():
+    model = FixedNoise(double_mlp(), size=50)
+
+    def function(x, y=None):
+        pyro.deterministic("input", x)
+        return model(x, y)
+
+    x, y = regression_data(50)
+    guide = AutoBernoulliDropout(function, rate=0.3)
+    guide(x, y)
+    found = DropoutPredictive(function, guide=guide, num_samples=6, masks="datum")(x)
+    assert found["obs"].shape == (6, 50)
+
+
+def test_sites_of_another_length_than_the_data_need_them_whole():
+    net = BayesianModule(double_mlp())
+
+    def model(x, y=None):
+        mean = net(x).squeeze(-1)
+        pyro.deterministic("steps", mean.diff(dim=-1))
+        with pyro.plate("data", len(x)):
+            return pyro.sample("obs", dist.Normal(mean, 0.5), obs=y)
+
+    x, y = regression_data(20)
+    guide = AutoBernoulliDropout(model, rate=0.3)
+    guide(x, y)
+    with pytest.raises(ValueError, match=r"'steps' has shape \(1,\) or \(2,\) .* data=\(\) to take them whole"):
+        DropoutPredictive(model, guide=guide, num_samples=4)(x)
+    assert DropoutPredictive(model, guide=guide, num_samples=4, data=())(x)["steps"].shape == (4, 1, 19)
+
+
+RSS = """
+import sys, torch, pyro
+from pathlib import Path
+from models.regression import Regression
+from pyro_dropout import AutoBernoulliDropout, DropoutPredictive
+
+def status(field):
+    line = next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith(field))
+    return int(line.split()[1]) * 1024
+
+torch.set_num_threads(1)
+x = torch.randn(1000, 13)
+model = Regression(13, 1000, (1024, 1024))
+guide = AutoBernoulliDropout(model, rate=0.1)
+guide(x, x[:, 0])
+DropoutPredictive(model, guide=guide, num_samples=3, max_memory=50 * 2**20).moments(x[:50])  # libraries load
+before = status("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")
+DropoutPredictive(model, guide=guide, num_samples=int(sys.argv[1]), max_memory=100 * 2**20).moments(x)
+print((status("VmHWM") - before) / 2**20)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux to tell a process's peak memory")
+def test_the_process_grows_by_no_more_than_the_bound():
+    """As the operating system counts, with the allocator's losses: activations of all draws would take 400 MiB."""
+    root = Path(__file__).parent.parent
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    command = [sys.executable, "-c", RSS, "50"]
+    result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert float(result.stdout) < 100
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -129,8 +129,8 @@ def pavpu(
         >>> pavpu(entropy, correct, threshold=0.5)
         tensor(0.7500)
     """
-    unsure, right = as_tensor(uncertainty), as_tensor(correct)
-    counts = torch.ones_like(right, dtype=torch.bool) if where is None else as_tensor(where)
+    unsure, right = as_tensor(uncertainty).double(), as_tensor(correct, like=uncertainty)
+    counts = torch.ones_like(right, dtype=torch.bool) if where is None else as_tensor(where, like=uncertainty)
     if not (unsure.shape == right.shape == counts.shape):
         raise ValueError(
             f"uncertainty, correct and where must have one shape, but found {tuple(unsure.shape)}, "
@@ -143,7 +143,8 @@ def pavpu(
     if not bool(counts.any()):
         raise ValueError("there is nothing to count: uncertainty is empty, or where is False everywhere")
     check_finite(uncertainty=unsure[counts])
-    cut = unsure[counts].mean() if threshold is None else torch.as_tensor(threshold).to(unsure)
+    some = unsure[counts]
+    cut = some.mean().clamp(some.min(), some.max()) if threshold is None else torch.as_tensor(threshold).to(unsure)
     if window is None:
         unsure, accurate = unsure[counts], right[counts]
     else:
@@ -155,7 +156,7 @@ def pavpu(
         if not len(unsure):
             raise ValueError(f"no patch of {window} by {window} pixels has one that counts")
     uncertain = unsure > cut.unsqueeze(-1)
-    return (uncertain != accurate).to(unsure.dtype).mean(-1)
+    return (uncertain != accurate).to(torch.get_default_dtype()).mean(-1)
 
 
 def uncertainty_thresholds(uncertainty: Any, t: Any) -> Tensor:

@@ -18,8 +18,9 @@ def from_draws(value: Any, name: str) -> tuple[Tensor, Callable[[Tensor], Any]]:
     """
     if not _is_labelled(value):
         tensor = torch.as_tensor(value)
-        if tensor.dim() == 0:
-            raise ValueError(f"{name} must have draws on its first dimension, but found a scalar")
+        if tensor.dim() == 0 or len(tensor) == 0:
+            found = "a scalar" if tensor.dim() == 0 else "none"
+            raise ValueError(f"{name} must have draws on its first dimension, but found {found}")
         return tensor, lambda result: result
     draws = [d for d in _DRAWS if d in value.dims]
     if not draws:
@@ -37,8 +38,11 @@ def from_draws(value: Any, name: str) -> tuple[Tensor, Callable[[Tensor], Any]]:
     return tensor, label
 
 
-def as_tensor(value: Any) -> Tensor:
+def as_tensor(value: Any, like: Any = None) -> Tensor:
+    """A tensor; of a labelled array with its dimensions in the order of those of ``like``."""
     if _is_labelled(value):
+        if _is_labelled(like) and set(value.dims) <= set(like.dims):
+            value = value.transpose(*[d for d in like.dims if d in value.dims])
         value = value.values if value.values.flags.writeable else value.values.copy()  # torch warns of the others
     return torch.as_tensor(value)
 

@@ -45,7 +45,10 @@ def predictive_moments(mean: Any, noise_variance: Any = 0.0) -> PredictiveMoment
         (tensor([1.]), tensor([1.]), tensor([0.2500]), tensor([1.2500]))
     """
     mu, label = from_draws(mean, "mean")
-    if hasattr(noise_variance, "broadcast_like"):  # a labelled precision has one value per draw, say
+    mu = mu if mu.is_floating_point() else mu.to(torch.get_default_dtype())
+    if hasattr(noise_variance, "broadcast_like") and not hasattr(mean, "dims"):
+        noise_variance, _ = from_draws(noise_variance, "noise_variance")
+    elif hasattr(noise_variance, "broadcast_like"):  # a labelled precision has one value per draw, say
         noise_variance, _ = from_draws(noise_variance.broadcast_like(mean).transpose(*mean.dims), "noise_variance")
     noise = torch.as_tensor(noise_variance, dtype=mu.dtype, device=mu.device)
     if noise.dim() not in (0, mu.dim()):

@@ -156,8 +156,10 @@ def _check_probabilities(p: Tensor) -> None:
 def _checked(draws: Any, target: Any) -> tuple[Tensor, Tensor, Any]:
     x, label = from_draws(draws, "draws")
     x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
-    y = as_tensor(target).to(x)
+    y = as_tensor(target, like=draws).to(x)
     if x.shape[1:] != y.shape:
         raise ValueError(f"draws of shape {tuple(x.shape)} do not match targets of shape {tuple(y.shape)}")
+    if not y.numel():
+        raise ValueError("there are no targets")
     check_finite(draws=x, target=y)
     return x, y, label

@@ -74,6 +74,11 @@ def test_pavpu_is_equation_9():
     assert pavpu(entropy, correct).item() == pytest.approx(3 / 6)  # the mean, 0.5
 
 
+@pytest.mark.parametrize("n", [10, 100, 1000])
+def test_equal_uncertainties_are_not_above_their_mean(n):
+    assert pavpu(torch.full((n,), 0.1), torch.ones(n, dtype=torch.bool)).item() == 1.0
+
+
 def test_thresholds_run_from_the_smallest_to_the_largest_uncertainty():
     found = uncertainty_thresholds(torch.tensor([[1.0, 2.0], [5.0, 3.0]]), torch.linspace(0, 1, 5))
     assert found.tolist() == [1.0, 2.0, 3.0, 4.0, 5.0]

@@ -86,6 +86,13 @@ def test_more_draws_than_torch_quantile_takes():
     assert interval_coverage(draws, draws[0], 0.5) == 1.0
 
 
+def test_labelled_targets_are_matched_by_name():
+    rng = np.random.default_rng(0)
+    draws = xr.DataArray(rng.normal(size=(2, 50, 3, 3)), dims=("chain", "draw", "a", "b"))
+    y = xr.DataArray(rng.normal(size=(3, 3)), dims=("b", "a"))
+    xr.testing.assert_allclose(crps(draws, y), crps(draws, y.transpose("a", "b")))
+
+
 def test_labelled_draws_and_counts():
     draws = xr.DataArray(
         np.random.default_rng(0).poisson(4, (2, 30, 5)),
