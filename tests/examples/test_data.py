@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from examples import data
-from examples.data import CATEGORIES, VARIABLE, load_amazon, load_qspr, parse_reviews
+from examples.data import CATEGORIES, UCI_SPLITS, VARIABLE, load_amazon, load_mnist, load_qspr, load_uci, parse_reviews
 
 staged = pytest.mark.skipif(not os.environ.get(VARIABLE), reason=f"the environment variable {VARIABLE} is not set")
 
@@ -111,6 +111,58 @@ def test_sources_convert_to_what_is_staged(downloads):
     assert len(found.urls) == 2  # the second time is from the cache
 
 
+@staged
+@pytest.mark.parametrize(
+    ("name", "rows", "columns"),  # as published
+    [
+        ("bostonHousing", 506, 13),
+        ("concrete", 1030, 8),
+        ("energy", 768, 8),
+        ("kin8nm", 8192, 8),
+        ("naval-propulsion-plant", 11934, 16),
+        ("power-plant", 9568, 4),
+        ("protein-tertiary-structure", 45730, 9),
+        ("wine-quality-red", 1599, 11),
+        ("yacht", 308, 6),
+    ],
+)
+def test_uci(name, rows, columns):
+    x, y, train, test = load_uci(name)
+    assert (x.shape, y.shape) == ((rows, columns), (rows,))
+    assert (x.dtype, y.dtype, train.dtype, test.dtype) == (np.float64, np.float64, np.int64, np.int64)
+    assert (len(train), train.shape[1]) == (UCI_SPLITS[name], round(0.9 * rows))
+    each = np.sort(np.concatenate([train, test], axis=1), axis=1)
+    assert (each == np.arange(rows)).all()
+
+
+@staged
+def test_uci_sources_convert_to_what_is_staged(downloads):
+    staged = load_uci("yacht")
+    table = np.column_stack([staged.x, staged.y]).tolist()
+    files = {"data": "\n".join(" ".join(map(repr, row)) for row in table)}
+    files |= {"index_features": "0\n1\n2\n3\n4\n5\n", "index_target": "6\n"}
+    found = downloads({f"{name}.txt": text.encode() for name, text in files.items()})
+    for again in (load_uci("yacht"), load_uci("yacht")):
+        assert all((one == other).all() for one, other in zip(again, staged, strict=True))
+    assert len(found.urls) == 3  # the second time is from the cache
+
+
+@staged
+@pytest.mark.parametrize(
+    ("part", "counts"),  # published with the set
+    [
+        ("train", [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]),
+        ("test", [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]),
+    ],
+)
+def test_mnist(part, counts):
+    x, y = load_mnist(part)
+    assert x.shape == (sum(counts), 28, 28)
+    assert x.dtype == y.dtype == np.uint8
+    assert np.bincount(y).tolist() == counts
+    assert x.mean() / 255 == pytest.approx(0.1307 if part == "train" else 0.1325, abs=1e-4)
+
+
 # Formats
 
 
@@ -152,6 +204,32 @@ def test_table_of_amino_acids(downloads):
     assert (x.tolist(), y.tolist(), names) == ([[0.23, -0.31]], [8.5], ["PIE", "PIF"])
 
 
+@pytest.mark.usefixtures("anything")
+def test_uci_columns_and_splits(downloads):
+    rows = [[i, 10.0 * i, i / 4, -1.0] for i in range(20)]
+    files = {"data": "\n".join("  ".join(map(str, row)) for row in rows), "index_features": "2\n0", "index_target": "1"}
+    downloads({f"{name}.txt": text.encode() for name, text in files.items()})
+    x, y, train, test = load_uci("energy")
+    assert x.tolist() == [[row[2], row[0]] for row in rows]
+    assert y.tolist() == [row[1] for row in rows]
+    assert (train.shape, test.shape) == ((20, 18), (20, 2))
+    assert len(np.unique(train, axis=0)) == 20
+    assert all(sorted([*one, *other]) == list(range(20)) for one, other in zip(train, test, strict=True))
+
+
+@pytest.mark.usefixtures("anything")
+def test_idx(downloads):
+    images = bytes([0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 3, 1, 2, 3, 4, 5, 255])
+    labels = bytes([0, 0, 8, 1, 0, 0, 0, 2, 9, 0])
+    files = {"train-images-idx3-ubyte.gz": images, "train-labels-idx1-ubyte.gz": labels}
+    found = downloads({name: gzip.compress(content) for name, content in files.items()})
+    for _ in range(2):
+        x, y = load_mnist("train")
+        assert (x.tolist(), y.tolist()) == ([[[1, 2, 3]], [[4, 5, 255]]], [9, 0])
+        x[0], y[0] = 0, 0  # not read-only
+    assert [url.rsplit("/", 1)[1] for url in found.urls] == list(files)
+
+
 # What goes wrong
 
 
@@ -171,10 +249,26 @@ def test_other_content_in_the_folder_is_refused(monkeypatch, tmp_path):
         load_qspr()
 
 
-@pytest.mark.parametrize("load", [load_qspr, lambda: load_amazon("books"), lambda: load_amazon("books", "top5000")])
+def test_other_images_are_refused_and_not_kept(downloads, tmp_path):
+    downloads({"train-images-idx3-ubyte.gz": gzip.compress(b"\0\0\x08\x01\0\0\0\x01\x07")})
+    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte.gz has not the content of mnist/train-images-idx3"):
+        load_mnist("train")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        load_qspr,
+        lambda: load_amazon("books"),
+        lambda: load_amazon("books", "top5000"),
+        lambda: load_uci("yacht"),
+        lambda: load_mnist("test"),
+    ],
+)
 def test_file_missing_in_the_folder(load, monkeypatch, tmp_path):
     monkeypatch.setenv(VARIABLE, str(tmp_path / "nowhere"))
-    with pytest.raises(FileNotFoundError, match=rf"nowhere.* {VARIABLE} must name a folder .* download https://raw"):
+    with pytest.raises(FileNotFoundError, match=rf"nowhere.* {VARIABLE} must name a folder .* download https://"):
         load()
 
 
@@ -197,3 +291,7 @@ def test_names_that_are_not_there():
         load_amazon("music")
     with pytest.raises(ValueError, match="full or top5000, but found 'all'"):
         load_amazon(CATEGORIES[0], "all")
+    with pytest.raises(ValueError, match=r"bostonHousing, concrete, .*, yacht, but found 'boston'"):
+        load_uci("boston")
+    with pytest.raises(ValueError, match="train or test, but found 'valid'"):
+        load_mnist("valid")
