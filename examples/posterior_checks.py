@@ -90,7 +90,6 @@ IMAGES, BATCH, TEST_IMAGES, LOO_IMAGES, MOST_DRAWS = 10_000, 100, 1000, 500, 100
 TARGET = "compressive strength, MPa"
 NUTS_NAME, NORMAL_NAME = "NUTS", "AutoNormal"
 RECORDS = 100  # of the rates, over training
-BAD_K = 0.7
 TITLES = {
     "scores": "Held-out points",
     "loo": "Leave-one-out by importance sampling, training points",
@@ -206,8 +205,9 @@ def leave_one_out(idata: az.InferenceData) -> az.ELPDData:
 def compare(loos: dict[str, az.ELPDData]) -> Any:
     """ArviZ's table. Pareto smoothing gives NaN where the draws repeat each other: such a guide cannot be compared."""
     usable = {name: loo for name, loo in loos.items() if math.isfinite(loo.elpd_loo)}
-    for name in loos.keys() - usable.keys():
-        print(f"{name} is not in the comparison: its leave-one-out estimate is not finite")
+    for name in loos:
+        if name not in usable:
+            print(f"{name} is not in the comparison: its leave-one-out estimate is not finite")
     return az.compare(usable)
 
 
@@ -234,7 +234,7 @@ def approximate_loo(fit: Fit, data: Data) -> Table:
     likelihood = joint.nodes["obs"]["fn"].log_prob(data.y) - math.log(data.scale)
     log_q = log_density(drawn, fit.draws)
     log_p = log_density(joint, fit.draws) + likelihood.sum(-1)
-    idata = az.from_dict(posterior={"log_p": log_p[None]}, log_likelihood={"obs": likelihood[None]})
+    idata = az.from_dict(log_likelihood={"obs": likelihood[None]})
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Estimated shape parameter of Pareto")
         plain = stats.loo(idata, pointwise=True)
@@ -261,7 +261,7 @@ def optional(module: str, purpose: str, package: str) -> ModuleType | None:
 def loo_summary(elpd: float, loo: Any) -> dict[str, float]:
     """Per point, with its standard error, and the share of points whose importance weights are not to be trusted."""
     points = loo.n_data_points
-    bad = float((loo.pareto_k.values > BAD_K).mean())
+    bad = float((loo.pareto_k.values > 0.7).mean())
     return {"elpd_loo": elpd / points, "elpd_loo ±": loo.se / points, "k > 0.7": bad}
 
 

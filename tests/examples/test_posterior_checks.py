@@ -14,7 +14,7 @@ import torch
 from examples.data import VARIABLE
 from examples.posterior_checks import Fit, main, r_hat, rates_as_draws
 
-# ArviZ 0.23 calls Matplotlib 3.11 in a way that will end with 3.13; estimates of tiny runs are what they are
+# ArviZ 0.23 calls Matplotlib 3.11 and pandas 3.1 in ways that will end; estimates of tiny runs are what they are
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Passing a dict or None as alias_mapping:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*Pareto.*:UserWarning"),
