@@ -237,7 +237,7 @@ def approximate_loo(fit: Fit, data: Data) -> Table:
     idata = az.from_dict(log_likelihood={"obs": likelihood[None]})
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Estimated shape parameter of Pareto")
-        plain = stats.loo(idata, pointwise=True)
+        plain = stats.loo(idata, pointwise=True, reff=1.0)  # draws of a guide are independent
         corrected = stats.loo_approximate_posterior(idata, log_p.numpy(), log_q.numpy(), pointwise=True)
     return {name: loo_summary(loo.elpd, loo) for name, loo in (("q as it is", plain), ("log p - log q", corrected))}
 
@@ -260,9 +260,8 @@ def optional(module: str, purpose: str, package: str) -> ModuleType | None:
 
 def loo_summary(elpd: float, loo: Any) -> dict[str, float]:
     """Per point, with its standard error, and the share of points whose importance weights are not to be trusted."""
-    points = loo.n_data_points
-    bad = float((loo.pareto_k.values > 0.7).mean())
-    return {"elpd_loo": elpd / points, "elpd_loo ±": loo.se / points, "k > 0.7": bad}
+    points, bad = loo.n_data_points, loo.pareto_k.values > 0.7
+    return {"elpd_loo": float(elpd) / points, "elpd_loo ±": float(loo.se) / points, "k > 0.7": float(bad.mean())}
 
 
 # Regression
