@@ -19,7 +19,7 @@ from pyro_dropout.memory import PeakMemory
 from pyro_dropout.traces import forked_rng, plate_nesting, sample_sites
 
 _PROBES = (2, 3)  # rows of data: enough to see what grows with them
-_ENOUGH = 2**18  # predictions at once: more would save no time
+_ENOUGH = 2**14  # draws times rows of the largest run that is only measured: it costs time
 _GROWTH = 8  # at most, from one measured size to the next
 _SHARE = 0.7  # of the memory; the rest is for what kernels take inside one operation
 

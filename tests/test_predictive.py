@@ -112,7 +112,7 @@ def test_guides_whose_draws_do_not_fit_are_drawn_in_blocks():
 @pytest.mark.parametrize("guide", [AutoBernoulliDropout, AutoNormal])
 def test_no_more_bytes_than_given(guide, memory):
     model, guide, x, _ = fitted(Regression(3, 2000, hidden=(50, 50)).double(), guide, n=2000)
-    predict = DropoutPredictive(model, guide=guide, num_samples=200, max_memory=memory)
+    predict = DropoutPredictive(model, guide=guide, num_samples=50, max_memory=memory)
     if isinstance(guide, AutoNormal) and memory == 100_000:
         with pytest.raises(ValueError, match=r"needs about [\d,]+ bytes, but max_memory leaves 50,000"):
             predict.moments(x)
@@ -122,7 +122,7 @@ def test_no_more_bytes_than_given(guide, memory):
     result = 4 * 2 * 2000 * 8  # of two sites, four numbers per datum
     assert used.peak < memory + result + 4 * 2000 * 8  # and what the last division takes
     assert used.peak > 0.3 * memory  # which is made use of
-    assert 100 * memory < 200 * 2000 * 50 * 8  # one layer's activations of all
+    assert 30 * memory < 50 * 2000 * 50 * 8  # one layer's activations of all
 
 
 def test_a_bound_that_nothing_fits_into_raises():
