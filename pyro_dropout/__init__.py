@@ -1,6 +1,7 @@
 """Dropout as an inference method in Pyro."""
 
 from pyro_dropout.arviz import from_pyro_svi
+from pyro_dropout.compiled import CompiledSVI
 from pyro_dropout.conversion import from_torch, to_torch
 from pyro_dropout.estimators import ARM, DisARM, Reinforce
 from pyro_dropout.guides import AutoBernoulliDropout, AutoConcreteDropout
@@ -15,6 +16,7 @@ __all__ = [
     "AutoBernoulliDropout",
     "AutoConcreteDropout",
     "BayesianModule",
+    "CompiledSVI",
     "DisARM",
     "DropoutPredictive",
     "Reinforce",

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributions import constraints, register_kl
 from torch.distributions.utils import lazy_property
 
+from pyro_dropout.traces import holds, is_traced
 from pyro_dropout.weight import MaskedUnits, MaskedWeight
 
 
@@ -286,9 +287,9 @@ def _elementwise(weight: MaskedWeight, prior: TorchDistribution) -> Tensor:
     keep = weight.units.spread(weight.keep, weight.event_shape)
     zero = weight.loc.new_zeros(())
     log_p0 = zero
-    if bool((weight.keep < 1).any()):
-        log_p0 = base.log_prob(zero) if bool(base.support.check(zero).all()) else zero.log()
-        if not bool(torch.isfinite(log_p0).all()):
+    if not holds(weight.keep == 1, unknown=False):
+        log_p0 = base.log_prob(zero) if holds(base.support.check(zero), unknown=True) else zero.log()
+        if not holds(torch.isfinite(log_p0), unknown=True):
             raise ValueError(
                 f"the prior of site {weight.site!r} ({type(base).__name__}) has density 0 or infinity at 0, where "
                 "dropped weights lie; choose a prior with a finite density there, or rate 0 for this site"
@@ -320,9 +321,10 @@ def _normal(loc: Tensor, keep: Tensor | None, units: MaskedUnits, prior: TorchDi
         square = (torch.linalg.vecdot(per_unit, per_unit) / keep).sum(-1)
     else:
         square = (loc.square() / units.spread(keep, event_shape)).flatten(-units.event_dim).sum(-1)
-    if mean != 0:
+    if isinstance(mean, Tensor) or mean != 0:
         square = square - 2 * mean * flat.sum(-1) + n * mean**2
-    return square * (0.5 / scale**2) + n * (math.log(scale) + 0.5 * math.log(2 * math.pi))
+    log_scale = scale.log() if isinstance(scale, Tensor) else math.log(scale)
+    return square * (0.5 / scale**2) + n * (log_scale + 0.5 * math.log(2 * math.pi))
 
 
 def _per_weight(prior: Any) -> Any:
@@ -331,11 +333,12 @@ def _per_weight(prior: Any) -> Any:
     return prior
 
 
-def _constant(t: Tensor) -> float | None:
+def _constant(t: Tensor) -> float | Tensor | None:
     """The number that a tensor was expanded from, if that is what it is and nothing learns it."""
     if t.requires_grad or any(stride != 0 and size != 1 for stride, size in zip(t.stride(), t.shape, strict=True)):
         return None
-    return t.as_strided((), ()).item()
+    number = t[(0,) * t.dim()]
+    return number if is_traced() else number.item()
 
 
 @register_kl(MaskedDelta, torch.distributions.Distribution)

@@ -37,7 +37,7 @@ from pyro_dropout.distributions import (
 )
 from pyro_dropout.estimators import ESTIMATORS, DisARM, GradientEstimator
 from pyro_dropout.messengers import DatumMasks, Draw, MemberMask, Members
-from pyro_dropout.traces import forked_rng, is_deterministic, sample_sites
+from pyro_dropout.traces import forked_rng, holds, is_deterministic, sample_sites
 
 
 class Run(NamedTuple):
@@ -150,6 +150,14 @@ class TraceDropout_ELBO(ELBO):
                 parameter.grad = None  # or the next step would add to it
             raise
         return total
+
+    def estimate(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
+        """The same as :meth:`differentiable_loss` without a look at any value, so that it can be traced."""
+        runs = self._batches(self._get_traces(model, guide, args, kwargs))
+        return torch.stack([self._negative_elbo(batch) for batch in runs]).sum()
+
+    def refresh(self) -> None:
+        """Called before a traced estimate is evaluated again: brings tensors up to date that stand for numbers."""
 
     def _particles(
         self, model: Callable, guide: Callable, args: Any, kwargs: Any
@@ -344,7 +352,7 @@ def _kl(guide_site: Any, model_site: Any) -> Iterator[Tensor]:
             f"the guide's site {guide_site['name']!r} is {type(q).__name__}, which is not reparametrised: use "
             "Trace_ELBO, or a reparametrised guide for this site"
         )
-    same_scale = guide_site["scale"] is model_site["scale"] or guide_site["scale"] == model_site["scale"]
+    same_scale = _same(guide_site["scale"], model_site["scale"])
     closed_form = None
     if same_scale and guide_site["mask"] is model_site["mask"]:
         with suppress(NotImplementedError):
@@ -355,6 +363,11 @@ def _kl(guide_site: Any, model_site: Any) -> Iterator[Tensor]:
     value = guide_site["value"]
     yield _scaled(q.log_prob(value), guide_site)
     yield -_scaled(p.log_prob(value), model_site)
+
+
+def _same(a: Any, b: Any) -> bool:
+    equal = a is b or a == b
+    return holds(equal, unknown=False) if isinstance(equal, Tensor) else equal
 
 
 def _entropy(site: Any) -> Tensor:

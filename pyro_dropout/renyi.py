@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_dropout.checks import plates_of_weights
 from pyro_dropout.losses import Run, TraceDropout_ELBO
+from pyro_dropout.traces import is_traced
 
 _ELEMENTS = 2**24  # of a temporary tensor
 
@@ -33,7 +34,7 @@ class RenyiDropout_ELBO(TraceDropout_ELBO):
     other scale (``poutine.scale``) inside. All latents that are not in these plates are averaged with the weights.
 
     :param alpha: any finite number, or a function without arguments that returns one, called at every step. The
-        attribute ``alpha`` may be set between steps.
+        attribute ``alpha`` may be set between steps, of a compiled loss too.
     :param num_particles: draws K of each datum's likelihood.
     :param kwargs: as in :class:`~pyro_dropout.TraceDropout_ELBO`; learned rates of hard masks evaluate
         ``gradient``'s members of each of the K draws.
@@ -59,9 +60,13 @@ class RenyiDropout_ELBO(TraceDropout_ELBO):
 
     def __init__(self, alpha: float | Callable[[], float] = 0.5, num_particles: int = 10, **kwargs: Any) -> None:
         self.alpha = alpha
+        self._traced_alpha = torch.zeros(())
         if not callable(alpha):
             self._alpha_now()  # a wrong one raises here
         super().__init__(num_particles, **kwargs)
+
+    def refresh(self) -> None:
+        self._traced_alpha.fill_(self._alpha_now())
 
     def _alpha_now(self) -> float:
         alpha = self.alpha() if callable(self.alpha) else self.alpha
@@ -77,7 +82,7 @@ class RenyiDropout_ELBO(TraceDropout_ELBO):
         yield list(runs)  # the logarithm is of all particles
 
     def _data_terms(self, runs: list[Run]) -> tuple[list[Tensor], list[list[Tensor]]]:
-        alpha = self._alpha_now()
+        alpha = self._traced_alpha if is_traced() else self._alpha_now()
         vectorized = self.vectorize_particles and self.num_particles > 1
         terms: list[Tensor] = []
         signals: list[list[Tensor]] = [[] for _ in runs]
@@ -114,13 +119,13 @@ class RenyiDropout_ELBO(TraceDropout_ELBO):
             data[plates] = (scale, data[plates][1] + log_prob if plates in data else log_prob)
         return data
 
-    def _energies_of_each_draw(self, log_likelihood: Tensor, alpha: float) -> Tensor:
+    def _energies_of_each_draw(self, log_likelihood: Tensor, alpha: float | Tensor) -> Tensor:
         """The energy as a function of one particle's member, ``[members, particles, *plates]``.
 
         The other particles stay, all at their first member, all at their second, ...; these energies are averaged.
         """
         members, particles = log_likelihood.shape[:2]
-        if alpha == 0 or particles == 1:  # a sum over particles: what the others do cancels
+        if particles == 1 or (not isinstance(alpha, Tensor) and alpha == 0):  # a sum: what the others do cancels
             return -log_likelihood / particles
         identity = torch.eye(particles, dtype=torch.bool, device=log_likelihood.device)
         chunks = []
@@ -131,10 +136,19 @@ class RenyiDropout_ELBO(TraceDropout_ELBO):
         return torch.cat(chunks, dim=1)
 
 
-def _energy(log_likelihood: Tensor, alpha: float, dim: int) -> Tensor:
+def _energy(log_likelihood: Tensor, alpha: float | Tensor, dim: int) -> Tensor:
     """``-(1/α) log mean exp(α log p)``, accurate for small α and for any size of ``log p``."""
+    mean = log_likelihood.mean(dim)
+    if isinstance(alpha, Tensor):  # its value is not known yet
+        largest, least = log_likelihood.amax(dim, keepdim=True), log_likelihood.amin(dim, keepdim=True)
+        top, safe = torch.where(alpha > 0, largest, least), torch.where(alpha == 0, 1.0, alpha)
+        return torch.where(alpha == 0, -mean, _energy_below(log_likelihood, safe, top.detach(), dim))
     if alpha == 0 or log_likelihood.shape[dim] == 1:
-        return -log_likelihood.mean(dim)
-    top = (log_likelihood.amax if alpha > 0 else log_likelihood.amin)(dim, keepdim=True).detach()
+        return -mean
+    top = (log_likelihood.amax if alpha > 0 else log_likelihood.amin)(dim, keepdim=True)
+    return _energy_below(log_likelihood, alpha, top.detach(), dim)
+
+
+def _energy_below(log_likelihood: Tensor, alpha: float | Tensor, top: Tensor, dim: int) -> Tensor:
     excess = torch.expm1(alpha * (log_likelihood - top)).mean(dim)
     return -top.squeeze(dim) - torch.log1p(excess) / alpha

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from pyro.poutine.util import site_is_subsample
-from torch import nn
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 
 def sample_sites(trace: Any) -> Iterator[tuple[str, Any]]:
@@ -25,6 +26,16 @@ def is_deterministic(site: Any) -> bool:
 def plate_nesting(trace: Any) -> int:
     """Number of dimensions that the trace's plates take."""
     return -min((f.dim for _, s in sample_sites(trace) for f in s["cond_indep_stack"] if f.vectorized), default=0)
+
+
+def is_traced() -> bool:
+    """Whether operations are being written down, for values that are not known yet."""
+    return get_proxy_mode() is not None
+
+
+def holds(condition: Tensor, unknown: bool) -> bool:
+    """Whether all of a condition is true, or what is to be taken for it where values are not known."""
+    return unknown if is_traced() else bool(condition.all())
 
 
 @contextmanager

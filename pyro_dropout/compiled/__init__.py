@@ -1,0 +1,5 @@
+"""Steps without Python: SVI that is traced once and compiled, and many networks in one step."""
+
+from pyro_dropout.compiled.svi import CompiledSVI
+
+__all__ = ["CompiledSVI"]
