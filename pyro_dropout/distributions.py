@@ -182,7 +182,7 @@ class ConcreteMask(_Mask):
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         logits = self.logits
         noise = torch.rand(self._full_shape(sample_shape), dtype=logits.dtype, device=logits.device)
-        noise.logit_(eps=torch.finfo(logits.dtype).tiny).div_(self.temperature)
+        noise.logit_(eps=torch.finfo(logits.dtype).tiny).mul_(1 / self.temperature)
         relaxed = torch.add(noise, logits, alpha=1 / self.temperature)
         z = torch.sigmoid(relaxed)
         self._drawn = (z, relaxed)  # z rounds to 0 and 1; the density needs what was rounded away

@@ -214,7 +214,7 @@ class MaskedWeight(torch.Tensor):
         z = self.mask.draw(self._datum_shape(batch))
         ties = len(batch) - z.dim() + 1  # one mask for all further dimensions of a datum (time)
         z = z.reshape(*z.shape[:-1], *(1,) * ties, z.shape[-1], *(1,) * space)
-        return x * (z / self.align(self.keep, batch, space))
+        return x * (z * self.align(self.keep.reciprocal(), batch, space))
 
     def _datum_shape(self, batch: torch.Size) -> tuple[int, ...]:
         if not self.batch_shape:

@@ -108,8 +108,15 @@ def test_guides_whose_draws_do_not_fit_are_drawn_in_blocks():
     assert_same_mean(mean, moments.mean)
 
 
-@pytest.mark.parametrize("memory", [100_000, 1_000_000])
-@pytest.mark.parametrize("guide", [AutoBernoulliDropout, AutoNormal])
+@pytest.mark.parametrize(
+    ("guide", "memory"),
+    [
+        pytest.param(AutoBernoulliDropout, 100_000, marks=pytest.mark.slow),
+        (AutoBernoulliDropout, 1_000_000),
+        (AutoNormal, 100_000),
+        (AutoNormal, 1_000_000),
+    ],
+)
 def test_no_more_bytes_than_given(guide, memory):
     model, guide, x, _ = fitted(Regression(3, 2000, hidden=(50, 50)).double(), guide, n=2000)
     predict = DropoutPredictive(model, guide=guide, num_samples=50, max_memory=memory)

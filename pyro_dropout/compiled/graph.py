@@ -11,12 +11,32 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._decomp import get_decompositions
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 aten = torch.ops.aten
 _BROADCAST = 32  # entries that a number must be shared by for it to be worth a place in memory
+_CHUNK = 4096  # entries of a thread: a second one costs microseconds
 _CHEAP = {aten.expand.default, aten.full.default, aten.as_strided.default, aten.detach.default, aten.t.default}
+
+
+def _batch_norm(x: Tensor, weight: Any, bias: Any, mean: Any, variance: Any, *options: Any) -> Any:
+    """The same operation under the name that says that it changes running means."""
+    if mean is None:
+        return aten._native_batch_norm_legit.no_stats(x, weight, bias, *options)
+    return aten._native_batch_norm_legit(x, weight, bias, mean, variance, *options)
+
+
+def _copied(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    return source.to(target.dtype).expand(target.shape)
+
+
+# Operations that would be mapped one entry after the other.
+_WITHOUT_VMAP = {
+    **get_decompositions([aten._native_batch_norm_legit_functional, aten.native_batch_norm_backward]),
+    aten.copy.default: _copied,
+}
 
 
 class Traced(NamedTuple):
@@ -28,10 +48,17 @@ class Traced(NamedTuple):
     module: GraphModule
     tensors: list[Tensor]
 
+    def out_of_place(self, inputs: Sequence[Tensor]) -> GraphModule:
+        """The same graph, in which nothing but inputs is changed in place, at its end."""
+        copies = [tensor.detach().clone() for tensor in (*inputs, *self.tensors)]
+        function = torch.func.functionalize(self.module)
+        with torch.no_grad():
+            return make_fx(lambda *tensors: function(*tensors), decomposition_table=_WITHOUT_VMAP)(*copies)
+
 
 def trace(function: Callable[..., Any], inputs: Sequence[Tensor]) -> Traced:
     """Runs the function once. Whatever it does that is no operation on tensors happens now and never again."""
-    module = make_fx(function)(*inputs)
+    module = make_fx(function, decomposition_table={aten.native_batch_norm.default: _batch_norm})(*inputs)
     graph = module.graph
     tensors: dict[int, tuple[Node, Tensor]] = {}
     last = [node for node in graph.nodes if node.op == "placeholder"][-1]
@@ -55,7 +82,7 @@ def compiled(traced: Traced, inputs: Sequence[Tensor]) -> Callable[..., Any]:
     """The graph as a function of its inputs and tensors, by the compiler of ``torch.compile``."""
     module = GraphModule(torch.nn.Module(), _with_shared_numbers(traced.module.graph))
     on_cpu = all(t.device.type == "cpu" for t in (*inputs, *traced.tensors))
-    options = {"cpp_wrapper": True} if on_cpu else {}  # what calls the kernels is C++ too
+    options = {"cpp_wrapper": True, "cpp.min_chunk_size": _CHUNK} if on_cpu else {}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the compiler about itself
         function = torch._inductor.compile(module, [*inputs, *traced.tensors], options=options)

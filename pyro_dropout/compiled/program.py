@@ -50,11 +50,12 @@ class Program:
         self._modes = [module.training for module in self.modules]
         leaves, self._spec = tree_flatten((args, kwargs))
         self._leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        self.inputs = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        self.inputs = [leaf.contiguous() for leaf in leaves if isinstance(leaf, Tensor)]
         device = next(iter(self.parameters.values())).device if self.parameters else None
         self._alive = torch.ones((), dtype=torch.bool, device=device)
         self._with_gradient: list[Tensor] = []  # parameters that the loss depends on
-        with self._nothing_changed(), pyro.validation_enabled(False):
+        others = self.update.tensors if self.update else []
+        with unchanged(self.modules, self._alive, *others), pyro.validation_enabled(False):
             self.traced = trace(self._run, [self.keys(1)[0], *self.inputs])
         self._function: Callable[..., Sequence[Tensor]] = torch.no_grad()(self.traced.module.forward)
 
@@ -63,6 +64,7 @@ class Program:
 
     def __call__(self, key: Tensor, inputs: Sequence[Tensor]) -> Tensor:
         """Evaluates it once; ``gradients`` of the last call are kept."""
+        inputs = [tensor.contiguous() for tensor in inputs]  # strides are a part of what was compiled
         result, *self._gradients = self._function(key, *inputs, *self.traced.tensors)
         return result
 
@@ -121,19 +123,20 @@ class Program:
             self._alive.copy_(finite)
         return [result]
 
-    @contextmanager
-    def _nothing_changed(self) -> Iterator[None]:
-        """A trace runs a step: what it changes is put back."""
-        buffers = [buffer for module in self.modules for buffer in module._buffers.values() if buffer is not None]
-        tensors = [*buffers, self._alive, *(self.update.tensors if self.update else ())]
-        copies = [t.detach().clone() for t in tensors]
-        try:
-            with forked_rng():
-                yield
-        finally:
-            with torch.no_grad():
-                for t, copy in zip(tensors, copies, strict=True):
-                    t.copy_(copy)
+
+@contextmanager
+def unchanged(modules: Sequence[nn.Module], *others: Tensor) -> Iterator[None]:
+    """A trace runs a step: what it changes, and the random numbers it takes, are put back."""
+    buffers = [buffer for module in modules for buffer in module._buffers.values() if buffer is not None]
+    tensors = [*buffers, *others]
+    copies = [t.detach().clone() for t in tensors]
+    try:
+        with forked_rng():
+            yield
+    finally:
+        with torch.no_grad():
+            for t, copy in zip(tensors, copies, strict=True):
+                t.copy_(copy)
 
 
 def step_program(*functions: Any, parameters: dict[str, Tensor], optim: PyroOptim) -> Program:
@@ -154,7 +157,7 @@ def modules_of(*functions: Callable) -> list[nn.Module]:
 
 def parameters_of(model: Callable, guide: Callable, loss: TraceDropout_ELBO, args: Any, kwargs: Any) -> dict:
     """Unconstrained parameters of a loss, as ``SVI`` finds them."""
-    with poutine.trace(param_only=True) as capture, forked_rng():
+    with poutine.trace(param_only=True) as capture, unchanged(modules_of(model, guide)):
         loss.loss(model, guide, *args, **kwargs)
     found = {name: site["value"].unconstrained() for name, site in capture.trace.nodes.items()}
     return {name: parameter for name, parameter in found.items() if parameter.requires_grad}

@@ -27,7 +27,8 @@ def pcg4d(key: Tensor, counter: Tensor, call: int) -> tuple[Tensor, Tensor]:
     :param call: which call.
     :returns: two random words for each counter, int32.
     """
-    x, y, z, w = (v * 1664525 + 1013904223 for v in (counter, key.new_full((), call), key[0], key[1]))
+    # 1013904223 in two steps, as the compiler takes numbers of more than 24 bits through a float.
+    x, y, z, w = (v * 1664525 + 1013904192 + 31 for v in (counter, key.new_full((), call), key[0], key[1]))
     x = x + y * w
     y = y + z * x
     z = z + x * y

@@ -116,7 +116,7 @@ class CompiledSVI(SVI):
         """
         rows = _rows(args, kwargs)
         losses: list[float] = []
-        for now, arguments in enumerate(rows):
+        for arguments in rows:
             program, _ = self._program("step", *arguments)
             if program not in (_SEEN, _FAILED):
                 break
@@ -124,14 +124,14 @@ class CompiledSVI(SVI):
             losses.append(step(*arguments[0], **arguments[1]))  # the first one, or all
         else:
             return torch.tensor(losses, dtype=torch.float64)
-        keys = program.keys(len(rows) - now).unbind()
-        inputs = list(zip(*(leaf.unbind() for leaf in _tensors(args, kwargs)), strict=True))[now:]
+        keys = program.keys(len(rows) - len(losses)).unbind()
+        inputs = list(zip(*(leaf.unbind() for leaf in _tensors(args, kwargs)), strict=True))[len(losses) :]
         results = torch.stack([program(key, values) for key, values in zip(keys, inputs, strict=True)])
         finite = results[:, 1].tolist()
         if not all(finite):
-            failed = finite.index(0.0)
-            where = f"step {now + failed} of {len(rows)}: "
-            self._finite(program, results[failed], *rows[now + failed], where)
+            failed = len(losses) + finite.index(0.0)
+            where = f"step {failed} of {len(rows)}: "
+            self._finite(program, results[failed - len(losses)], *rows[failed], where)
         return torch.cat([torch.tensor(losses, dtype=torch.float64), results[:, 0].cpu().double()])
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
@@ -180,7 +180,7 @@ class CompiledSVI(SVI):
         elif program is None or (program is not _FAILED and not program.is_current()):
             program = _SEEN
         self._programs[key] = program
-        if program not in (_SEEN, _FAILED):
+        if isinstance(program, Program):
             program.refresh()
         return program, inputs
 
@@ -215,11 +215,9 @@ class CompiledSVI(SVI):
     def _say(self, kind: str, args: Any, kwargs: Any, seconds: float) -> None:
         """Once for each kind, and once that it can happen again."""
         self._said[kind] = self._said.get(kind, 0) + 1
-        if not self.progress or self._said[kind] > 2:
-            return
-        leaves = [tuple(leaf.shape) if isinstance(leaf, Tensor) else leaf for leaf in tree_leaves((args, kwargs))]
-        again = " again; further times are not said" if self._said[kind] == 2 else ""
-        print(f"CompiledSVI: compiled a {kind} for {', '.join(map(str, leaves))} in {seconds:.1f} s{again}")
+        if self.progress and self._said[kind] <= 2:
+            again = " again; further times are not said" if self._said[kind] == 2 else ""
+            announce(f"CompiledSVI: compiled a {kind}", args, kwargs, seconds, again)
 
 
 _SEEN, _FAILED = "seen", "failed"  # arguments of which the next will be compiled, and which cannot be
@@ -229,8 +227,8 @@ def _rows(args: Any, kwargs: Any) -> list[tuple[Any, Any]]:
     """The arguments of each step."""
     leaves, spec = tree_flatten((args, kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    numbers = {len(t) if t.dim() else None for t in tensors}
-    if len(numbers) != 1 or numbers == {None}:
+    numbers = {len(t) if t.dim() else -1 for t in tensors}
+    if len(numbers) != 1 or numbers == {-1}:
         shapes = ", ".join(str(tuple(t.shape)) for t in tensors) or "none"
         raise ValueError(f"scan takes one step for each entry of its tensors' first dimension, but found {shapes}")
     columns = [leaf.unbind() if isinstance(leaf, Tensor) else None for leaf in leaves]
@@ -246,3 +244,8 @@ def _tensors(args: Any, kwargs: Any) -> list[Tensor]:
 
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+
+
+def announce(what: str, args: Any, kwargs: Any, seconds: float, more: str = "") -> None:
+    leaves = [tuple(leaf.shape) if isinstance(leaf, Tensor) else leaf for leaf in tree_leaves((args, kwargs))]
+    print(f"{what} for {', '.join(map(str, leaves))} in {seconds:.1f} s{more}")

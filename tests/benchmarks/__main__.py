@@ -10,6 +10,7 @@ import json
 import logging
 import platform
 import statistics
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,8 +20,9 @@ import pyro
 import torch
 from pyro.infer import ELBO
 
-from pyro_dropout import AutoBernoulliDropout, RenyiDropout_ELBO, TraceDropout_ELBO
-from tests.benchmarks import documents, peers
+from models.regression import Regression
+from pyro_dropout import AutoBernoulliDropout, AutoConcreteDropout, CompiledSVI, RenyiDropout_ELBO, TraceDropout_ELBO
+from tests.benchmarks import documents, numpyro_peer, peers
 from tests.benchmarks.measure import Row, in_own_process, interleaved
 
 
@@ -67,6 +69,106 @@ def objectives(repeats: int) -> list[Row]:
         peer = lambda fixed=fixed: [fixed() for _ in range(10)]  # noqa: E731
         rows.append(
             interleaved(work, step(loss=RenyiDropout_ELBO(0.5, 10)), peer, f"≤ {ten}", repeats, max(1, calls // 4))
+        )
+    return rows
+
+
+def compiled(repeats: int) -> list[Row]:
+    """Compiled steps with the optimiser's update, against loops in PyTorch and NumPyro on the same data."""
+    rows = []
+    for batch, width, calls, targets in ((32, 50, 100, ("0.15", "1.0")), (128, 1024, 10, ("0.4", "1.1"))):
+        x, y = torch.randn(batch, peers.FEATURES), torch.randn(batch)
+        shape = f"{peers.FEATURES}-{width}-{width}-1, batch {batch}"
+        many = [t.expand(calls, *t.shape) for t in (x, y)]
+        svi = peers.compiled_svi(width)
+        svi.step(x, y)
+        start = time.perf_counter()
+        svi.step(x, y)
+        seconds = time.perf_counter() - start
+        scan, by_hand = partial(svi.scan, *many), peers.hand_written_step(x, y, width)
+        together = partial(interleaved, repeats=repeats, calls=calls)
+        hand = together(
+            f"compiled steps {shape}: scan / hand-written PyTorch", scan, by_hand, f"≤ {targets[0]}", steps=(calls, 1)
+        )
+        rows.append(hand)
+        rows.append(together(f"{shape}: step / hand-written PyTorch", partial(svi.step, x, y), by_hand, ""))
+        peer = peers.hand_written_step(x, y, width, compiled=True)
+        rows.append(
+            together(f"{shape}: scan / the same with torch.compile and fused Adam", scan, peer, "", steps=(calls, 1))
+        )
+        eager = together(
+            f"{shape}: scan / the same model and guide with SVI",
+            scan,
+            peers.svi_step(x, y, width),
+            "",
+            steps=(calls, 1),
+        )
+        rows.append(eager)
+        rows.append(
+            together(
+                f"{shape}: scan / AutoNormal and TraceMeanField_ELBO with SVI",
+                scan,
+                peers.normal_step(x, y, width),
+                "",
+                steps=(calls, 1),
+            )
+        )
+        saved = (float(eager.peer.split()[0]) - float(eager.ours.split()[0])) / 1e3
+        rows.append(Row(f"{shape}: start-up", f"{seconds:.1f} s", "", f"pays from {seconds / saved:,.0f} steps on", ""))
+        if numpyro_peer.available():
+            update, lax_scan = numpyro_peer.numpyro_steps(x.numpy(), y.numpy(), width, calls)
+            rows.append(
+                together(f"{shape}: scan / NumPyro lax.scan", scan, lax_scan, f"≤ {targets[1]}", steps=(calls, calls))
+            )
+            rows.append(together(f"{shape}: step / NumPyro jitted update", partial(svi.step, x, y), update, ""))
+        fixed = peers.compiled_svi(width, AutoBernoulliDropout)
+        fixed.scan(*many)
+        learned = peers.compiled_svi(width, partial(AutoBernoulliDropout, learnable=True))
+        learned.scan(*many)
+        work = f"{shape}: compiled DisARM / compiled fixed rates"
+        rows.append(
+            together(work, partial(learned.scan, *many), partial(fixed.scan, *many), "≤ 2.2", steps=(calls, calls))
+        )
+    return rows
+
+
+def replicates(repeats: int, number: int = 320) -> list[Row]:
+    """A step of many networks against as many compiled steps of one."""
+    x, y = torch.randn(32, peers.FEATURES), torch.randn(32)
+    svi = peers.replicated_svi(number)
+    arguments = [t.expand(number, 5, *t.shape).contiguous() for t in (x, y)]
+    svi.scan(*arguments)
+    pyro.clear_param_store()
+    model = Regression(peers.FEATURES, peers.SIZE, (50,))
+    one = CompiledSVI(model, AutoConcreteDropout(model, rate=peers.RATE), pyro.optim.Adam({"lr": 1e-3}), progress=False)
+    alone = [t.expand(number, *t.shape) for t in (x, y)]
+    one.scan(*alone)
+    work = f"{number} replicates of {peers.FEATURES}-50-1, batch 32, a step / {number} compiled steps of one"
+    return [interleaved(work, partial(svi.scan, *arguments), partial(one.scan, *alone), "≤ 1/12", repeats, 5, (5, 1))]
+
+
+def scaling() -> list[Row]:
+    """Time and peak memory of 20 compiled steps against each size, the others fixed; each in a process of its own."""
+    rows = []
+    for what, sizes, linear in (
+        ("width", (64, 256, 1024, 2048), "at most 2"),
+        ("batch", (32, 128, 512, 1024), "at most 1"),
+        ("particles", (1, 4, 16, 64), "at most 1"),
+        ("replicates", (1, 8, 64, 512), "at most 1"),
+    ):
+        runs = [in_own_process("compiled_steps", **{what: size}) for size in sizes]
+        exponent = np.polyfit(np.log(sizes[-2:]), np.log([seconds for _, seconds in runs[-2:]]), 1)[0]
+        shown = ", ".join(
+            f"{n}: {seconds / 20 * 1e3:.3g} ms, {peak:.0f} MiB" for n, (peak, seconds) in zip(sizes, runs, strict=True)
+        )
+        rows.append(
+            Row(
+                f"compiled step of 13-50-50-1 (replicates: 13-50-1), batch 32, against {what}",
+                shown,
+                "",
+                f"exponent at the end {exponent:.2f}",
+                linear,
+            )
         )
     return rows
 
@@ -145,6 +247,9 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "objectives": lambda options: objectives(options.repeats),
     "entropic": lambda options: entropic(options.repeats),
     "functions": lambda options: functions(options.repeats),
+    "compiled": lambda options: compiled(options.repeats),
+    "replicates": lambda options: replicates(max(3, options.repeats // 5)),
+    "scaling": lambda options: scaling(),
     "predictions": lambda options: predictions(options.repeats, options.draws, options.width),
 }
 
@@ -154,11 +259,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=25, help="interleaved repeats of a step (default 25)")
     parser.add_argument("--draws", type=int, default=1000, help="posterior draws (default 1000)")
     parser.add_argument("--width", type=int, default=1024, help="hidden width of the predictions (default 1024)")
-    parser.add_argument("--only", choices=list(PARTS), help="one part of the table")
+    parser.add_argument("--only", choices=list(PARTS), nargs="+", help="parts of the table")
     options = parser.parse_args()
     logging.getLogger("pyro").setLevel(logging.WARNING)
     pyro.set_rng_seed(0)
-    rows = [row for name, part in PARTS.items() if options.only in (None, name) for row in part(options)]
+    rows = [row for name, part in PARTS.items() if name in (options.only or PARTS) for row in part(options)]
     lines = ["| work | ours | peer | ratio, median [quartiles] | target |", "| --- | --- | --- | --- | --- |"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, pyro {pyro.__version__}"

@@ -23,18 +23,24 @@ class Row(NamedTuple):
     target: str
 
 
-def interleaved(work: str, ours: Callable, peer: Callable, target: str, repeats: int, calls: int) -> Row:
-    """Times both in turn, ``repeats`` times; the ratio is taken within each repeat."""
+def interleaved(
+    work: str, ours: Callable, peer: Callable, target: str, repeats: int, calls: int, steps: tuple[int, int] = (1, 1)
+) -> Row:
+    """Times both in turn, ``repeats`` times; the ratio is taken within each repeat.
+
+    :param steps: how many steps a call of each takes; time is per step.
+    """
     for _ in range(3 if calls > 1 else 1):
         ours(), peer()
     times: list[tuple[float, float]] = []
     for repeat in trange(repeats, desc=work, disable=None, leave=False):
         pair = {}
-        for name, function in (("ours", ours), ("peer", peer))[:: 1 if repeat % 2 else -1]:
+        for name, function, each in (("ours", ours, steps[0]), ("peer", peer, steps[1]))[:: 1 if repeat % 2 else -1]:
+            number = max(1, calls // each)
             start = time.perf_counter()
-            for _ in range(calls):
+            for _ in range(number):
                 function()
-            pair[name] = (time.perf_counter() - start) / calls * 1e3
+            pair[name] = (time.perf_counter() - start) / (number * each) * 1e3
         times.append((pair["ours"], pair["peer"]))
     ratios = [a / b for a, b in times]
     spread = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3

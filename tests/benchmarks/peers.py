@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pyro
 import torch
@@ -11,23 +12,32 @@ from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 
 from models.regression import Regression, mlp
-from pyro_dropout import AutoBernoulliDropout, AutoConcreteDropout, DropoutPredictive, TraceDropout_ELBO
+from pyro_dropout import (
+    AutoBernoulliDropout,
+    AutoConcreteDropout,
+    CompiledSVI,
+    DropoutPredictive,
+    TraceDropout_ELBO,
+)
+from pyro_dropout.compiled import ReplicatedSVI
 
 FEATURES, SIZE = 13, 506  # as the Boston data have them
 RATE, TEMPERATURE = 0.1, 0.1
 MEMORY = 10**9  # bytes that predictions are to keep to
 
 
-def hand_written_step(x: Tensor, y: Tensor, width: int) -> Callable[[], float]:
-    """Concrete dropout in plain PyTorch: the objective of ``Regression`` under ``AutoConcreteDropout``."""
+def hand_written_step(x: Tensor, y: Tensor, width: int, compiled: bool = False) -> Callable[[], float]:
+    """Concrete dropout in plain PyTorch: the objective of ``Regression`` under ``AutoConcreteDropout``.
+
+    ``compiled``: its loss by ``torch.compile``, its optimiser fused.
+    """
     layers = [m for m in mlp(FEATURES, (width, width)) if isinstance(m, nn.Linear)]
     logits = [nn.Parameter(torch.tensor(math.log((1 - RATE) / RATE))) for _ in layers]
     log_precision = nn.Parameter(torch.zeros(()))
     parameters = [*logits, log_precision, *(p for layer in layers for p in layer.parameters())]
-    optimiser = torch.optim.Adam(parameters, lr=1e-3)
+    optimiser = torch.optim.Adam(parameters, lr=1e-3, fused=compiled)
 
-    def step() -> float:
-        optimiser.zero_grad()
+    def objective() -> Tensor:
         h, kl = x, 0.0
         for layer, logit in zip(layers, logits, strict=True):
             keep, rate = torch.sigmoid(logit), torch.sigmoid(-logit)
@@ -42,7 +52,13 @@ def hand_written_step(x: Tensor, y: Tensor, width: int) -> Callable[[], float]:
         error = (y - h.squeeze(-1)).square()
         log_likelihood = (0.5 * log_precision - 0.5 * precision * error - 0.5 * math.log(2 * math.pi)).sum()
         log_prior = (0.1 - 1) * log_precision - 0.01 * precision + 0.1 * math.log(0.01) - math.lgamma(0.1)
-        loss = kl - log_prior - SIZE / len(x) * log_likelihood
+        return kl - log_prior - SIZE / len(x) * log_likelihood
+
+    evaluate = torch.compile(objective) if compiled else objective
+
+    def step() -> float:
+        optimiser.zero_grad()
+        loss = evaluate()
         loss.backward()
         optimiser.step()
         return loss.item()
@@ -77,6 +93,39 @@ def svi_step(x: Tensor, y: Tensor, width: int) -> Callable[[], float]:
     guide = AutoConcreteDropout(model, rate=RATE, temperature=TEMPERATURE)
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), TraceDropout_ELBO())
     return lambda: svi.step(x, y)
+
+
+def compiled_svi(width: int, guide: Callable = AutoConcreteDropout, loss: ELBO | None = None) -> CompiledSVI:
+    """``svi_step``, compiled."""
+    pyro.clear_param_store()
+    model = Regression(FEATURES, SIZE, (width, width))
+    return CompiledSVI(model, guide(model, rate=RATE), pyro.optim.Adam({"lr": 1e-3}), loss, progress=False)
+
+
+def compiled_steps(
+    x: Tensor, width: int = 50, batch: int = 32, particles: int = 1, replicates: int = 0, steps: int = 20
+) -> Callable[[], Tensor]:
+    """Some steps in one scan, of one network or of many."""
+    x, y = torch.randn(batch, FEATURES), torch.randn(batch)
+    loss = TraceDropout_ELBO(particles)
+    if replicates:
+        svi: Any = replicated_svi(replicates, loss)
+        arguments = [t.expand(replicates, steps, *t.shape) for t in (x, y)]
+    else:
+        svi = compiled_svi(width, loss=loss)
+        arguments = [t.expand(steps, *t.shape) for t in (x, y)]
+    svi.scan(*arguments)
+    return lambda: svi.scan(*arguments)
+
+
+def replicated_svi(replicates: int, loss: ELBO | None = None) -> ReplicatedSVI:
+    """Networks of one hidden layer of 50 units."""
+
+    def make() -> tuple[Regression, AutoConcreteDropout]:
+        model = Regression(FEATURES, SIZE, (50,))
+        return model, AutoConcreteDropout(model, rate=RATE)
+
+    return ReplicatedSVI(make, [{}] * replicates, pyro.optim.Adam({"lr": 1e-3}), loss, progress=False)
 
 
 def normal_step(x: Tensor, y: Tensor, width: int) -> Callable[[], float]:

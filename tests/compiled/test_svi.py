@@ -102,17 +102,12 @@ LOSSES = {
     "alpha disarm": partial(RenyiDropout_ELBO, 0.5, 3, gradient="disarm"),
 }
 FAST = {
-    ("regression", "concrete by unit", "three particles"),
     ("regression", "learned by unit", "elbo"),
-    ("regression", "learned", "arm"),
     ("regression", "shared", "reinforce"),
     ("regression", "learned", "alpha disarm"),
-    ("regression", "unit rates", "alpha"),
     ("regression", "fixed", "alpha 0"),
     ("regression", "normal", "elbo"),
     ("laplace", "concrete", "elbo"),
-    ("shifted", "fixed", "elbo"),
-    ("batchnorm", "fixed", "elbo"),
     ("local", "rest normal", "elbo"),
     ("images", "concrete", "elbo"),
 }
@@ -216,7 +211,10 @@ class Keyed(CompiledSVI):
         return program
 
 
-@pytest.mark.parametrize("name", OPTIMISERS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n in ("Adam", "SGD", "schedule") else pytest.mark.slow) for n in OPTIMISERS],
+)
 def test_steps_are_those_of_the_optimiser(name):
     """Five compiled steps, and five eager ones with the same random numbers."""
     ends = []
@@ -335,7 +333,7 @@ def test_batch_norm_counts_each_step_once_and_knows_its_mode():
         for _ in range(3):
             svi.step(*s.args)
         assert norm.num_batches_tracked.item() - start == counts[-1]
-    assert counts == [5, 4] or counts == [4, 4]
+    assert counts[0] == counts[1]
 
 
 def test_an_alpha_that_changes_is_used():
@@ -425,9 +423,11 @@ def test_an_optimiser_that_counts_in_python_runs_beside_compiled_gradients():
         svi = Keyed(*args, backend="eager", progress=False) if compiling else SVI(*args)
         pyro.set_rng_seed(0)
         if compiling:
+            svi.step(*s.args)
             with pytest.warns(UserWarning, match=r"runs the update eagerly: .*ClippedAdam keeps a part of its state"):
-                for _ in range(6):
-                    svi.step(*s.args)
+                svi.step(*s.args)
+            for _ in range(4):
+                svi.step(*s.args)
             keys = svi.used
         else:
             for _ in range(6 - len(keys)):
@@ -528,10 +528,12 @@ def test_module_local_parameters():
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     ("guide", "loss"),
-    [("fixed", "elbo"), ("concrete", "elbo"), ("learned by unit", "elbo")]
-    + [
-        pytest.param(*case, marks=pytest.mark.slow)
+    [
+        pytest.param(*case, marks=() if case == ("learned by unit", "elbo") else pytest.mark.slow)
         for case in (
+            ("fixed", "elbo"),
+            ("concrete", "elbo"),
+            ("learned by unit", "elbo"),
             ("learned", "arm"),
             ("concrete", "alpha"),
             ("shared", "reinforce"),

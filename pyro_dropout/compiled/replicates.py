@@ -1,0 +1,365 @@
+"""Many networks in one step: data splits, hyperparameters and initial values of their own, matrix products in common.
+
+Last in the chain randomness → graph → update → program → svi → replicates.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import pyro.poutine as poutine
+import torch
+from pyro.infer import SVI
+from pyro.optim import PyroOptim
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_leaves, tree_map
+
+from pyro_dropout.compiled.differences import parts
+from pyro_dropout.compiled.graph import Traced, compiled
+from pyro_dropout.compiled.program import Program, parameters_of, step_program
+from pyro_dropout.compiled.svi import announce
+from pyro_dropout.compiled.update import Update
+from pyro_dropout.losses import TraceDropout_ELBO
+from pyro_dropout.memory import PeakMemory
+from pyro_dropout.traces import forked_rng
+
+_KEYS = 64  # of each replicate, drawn at once
+
+
+class ReplicatedSVI:
+    """SVI of R networks in one compiled step, as if each were trained alone.
+
+    ``make(**hyperparameters[r])`` gives model and guide of replicate r. They run the same code on other numbers:
+    whatever differs between replicates must be a tensor somewhere in them (a rate, a prior's scale, a buffer of the
+    model), as a number would be written into the graph that they share; one that is not raises, with its name. Data
+    have a first dimension for the replicates. Each draws its masks from a seed of its own, so that it ends where a
+    :class:`~pyro_dropout.CompiledSVI` after ``pyro.set_rng_seed(seeds[r])`` ends, up to rounding.
+
+    Afterwards, and between steps, ``models`` and ``guides`` are ordinary ones: their parameters are views of what all
+    train in common.
+
+    :param make: a function of hyperparameters that returns model and guide. Their parameters belong to modules.
+    :param hyperparameters: of each replicate, a mapping of names to values. What ``make`` does with ``seeds[r]``
+        set is repeatable too: initial values.
+    :param optim: one ``PyroOptim``, or one for each replicate (learning rates may differ).
+    :param loss: as of :class:`~pyro_dropout.CompiledSVI`; or one for each (α may differ).
+    :param seeds: of each replicate; drawn by default.
+    :param max_memory: bytes that a step may take beside parameters and optimiser; replicates go through in as many
+        parts of one size as that needs.
+    :param backend: ``"inductor"`` or ``"eager"``.
+    :param progress: print what was compiled, and how long it took.
+    :raises ValueError: no replicates; numbers of seeds or optimisers that differ from theirs; replicates whose
+        parameters have other shapes, or that differ in something that is no tensor; one replicate's step in more than
+        ``max_memory``.
+
+    Example::
+
+        >>> import pyro.distributions as dist
+        >>> from pyro_dropout import AutoConcreteDropout, BayesianModule
+        >>> def make(scale):
+        ...     net = BayesianModule(nn.Linear(3, 1), prior=dist.Normal(0.0, torch.tensor(scale)))
+        ...     def model(x, y=None):
+        ...         mean = net(x).squeeze(-1)
+        ...         with pyro.plate("data", len(x)):
+        ...             return pyro.sample("obs", dist.Normal(mean, 1.0), obs=y)
+        ...     return model, AutoConcreteDropout(model)
+        >>> grid = [{"scale": 0.1}, {"scale": 1.0}]
+        >>> svi = ReplicatedSVI(make, grid, pyro.optim.Adam({"lr": 0.01}), backend="eager")
+        >>> svi.step(torch.zeros(2, 5, 3), torch.zeros(2, 5)).shape  # a data set for each
+        torch.Size([2])
+        >>> svi.guides[1].rates().keys()
+        dict_keys(['weight'])
+    """
+
+    def __init__(
+        self,
+        make: Callable[..., tuple[Callable, Callable]],
+        hyperparameters: Sequence[Mapping[str, Any]],
+        optim: PyroOptim | Sequence[PyroOptim],
+        loss: TraceDropout_ELBO | Sequence[TraceDropout_ELBO] | None = None,
+        *,
+        seeds: Sequence[int] | None = None,
+        max_memory: int | None = None,
+        backend: str = "inductor",
+        progress: bool = True,
+    ) -> None:
+        number = len(hyperparameters)
+        if not number:
+            raise ValueError("no replicates: hyperparameters has a mapping for each, {} where there are none")
+        optims = [optim] * number if isinstance(optim, PyroOptim) else list(optim)
+        loss = TraceDropout_ELBO() if loss is None else loss
+        losses = [loss] * number if isinstance(loss, TraceDropout_ELBO) else list(loss)
+        seeds = torch.randint(2**31, (number,)).tolist() if seeds is None else list(seeds)
+        for what, found in (("optimisers", optims), ("losses", losses), ("seeds", seeds)):
+            if len(found) != number:
+                raise ValueError(f"found {len(found)} {what} for {number} replicates: give one for each")
+        self.hyperparameters, self.optims, self.losses, self.seeds = list(hyperparameters), optims, losses, seeds
+        self.max_memory, self.backend, self.progress = max_memory, backend, progress
+        self._random = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._keys = torch.zeros(number, 0, 2, dtype=torch.int32)
+        self._programs: dict[Any, _Together] = {}
+        self._started = False
+        self._together: dict[str, Tensor] = {}  # of all replicates, by path; theirs are views
+        self.alive = torch.ones(number, dtype=torch.bool)  # whose losses were finite so far
+        self.models, self.guides = [], []
+        for r, values in enumerate(hyperparameters):
+            with self._numbers_of(r):
+                model, guide = make(**values)
+            self.models.append(model)
+            self.guides.append(guide)
+
+    def __len__(self) -> int:
+        return len(self.models)
+
+    def step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """A step of each replicate on its own entry of the arguments; estimates of their losses, ``[R]``.
+
+        A loss that is not finite leaves its replicate as it was, for good, with a warning.
+        """
+        self._check(args, kwargs)
+        if not self._started:
+            self._started = True
+            return self._first_step(args, kwargs)
+        program = self._program(args, kwargs)
+        if self._keys.shape[1] == 0:
+            self._keys = torch.stack([self._draw_keys(r) for r in range(len(self))])
+        keys, self._keys = self._keys[:, 0], self._keys[:, 1:]
+        return self._report(program(keys, _tensors(args, kwargs)))
+
+    def scan(self, *args: Any, **kwargs: Any) -> Tensor:
+        """One step for each entry of the *second* dimension of the arguments, ``[R, steps, ...]``: ``[R, steps]``."""
+        self._check(args, kwargs)
+        tensors = _tensors(args, kwargs)
+        numbers = {t.shape[1] if t.dim() > 1 else -1 for t in tensors}
+        if len(numbers) != 1 or numbers == {-1}:
+            shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
+            raise ValueError(f"scan takes tensors [replicates, steps, ...], but found {shapes}")
+
+        def at(step: int) -> Any:
+            return tree_map(lambda t: t[:, step] if isinstance(t, Tensor) else t, (args, kwargs))
+
+        losses = [self.step(*a, **k) for a, k in (at(step) for step in range(numbers.pop()))]
+        return torch.stack(losses, 1)
+
+    def _check(self, args: Any, kwargs: Any) -> None:
+        for tensor in _tensors(args, kwargs):
+            if tensor.dim() == 0 or len(tensor) != len(self):
+                raise ValueError(
+                    f"found an argument of shape {tuple(tensor.shape)} for {len(self)} replicates: its first dimension "
+                    "must be theirs; for data that they share, x.expand(R, *x.shape)"
+                )
+
+    @contextmanager
+    def _numbers_of(self, replicate: int) -> Iterator[None]:
+        """Random numbers drawn inside are the replicate's own; its parameters belong to its modules."""
+        with forked_rng(), pyro.settings.context(module_local_params=True):
+            torch.set_rng_state(self._random[replicate].get_state())
+            try:
+                yield
+            finally:
+                self._random[replicate].set_state(torch.get_rng_state())
+
+    def _draw_keys(self, replicate: int) -> Tensor:
+        random = self._random[replicate]
+        return torch.randint(-(2**31), 2**31, (_KEYS, 2), dtype=torch.int32, generator=random)
+
+    def _first_step(self, args: Any, kwargs: Any) -> Tensor:
+        """Of each replicate by itself, with all checks."""
+        losses = []
+        for r, (model, guide, optim) in enumerate(zip(self.models, self.guides, self.optims, strict=True)):
+            own_args, own_kwargs = _own(r, args, kwargs)
+            with self._numbers_of(r):
+                with forked_rng():  # where a loss that is its alone would set the guide up
+                    poutine.block(guide)(*own_args, **own_kwargs)
+                losses.append(SVI(model, guide, optim, self.losses[r]).step(*own_args, **own_kwargs))
+        return torch.tensor(losses, dtype=torch.float64)
+
+    def _program(self, args: Any, kwargs: Any) -> _Together:
+        leaves = tree_leaves((args, kwargs))
+        key = tuple((t.shape, t.dtype, t.device) if isinstance(t, Tensor) else t for t in leaves)
+        if key not in self._programs:
+            start = time.perf_counter()
+            with pyro.settings.context(module_local_params=True):
+                self._programs[key] = _Together(self, args, kwargs)
+            if self.progress and self.backend == "inductor":
+                announce("ReplicatedSVI: compiled a step", args, kwargs, time.perf_counter() - start)
+        program = self._programs[key]
+        program.refresh()
+        return program
+
+    def _report(self, results: Tensor) -> Tensor:
+        losses, finite = results[:, 0].cpu().double(), results[:, 1].cpu() == 1
+        new = (self.alive & ~finite).nonzero().flatten().tolist()
+        if new:
+            self.alive = self.alive & finite
+            shown = "; ".join(f"{r}: {dict(self.hyperparameters[r])}" for r in new[:5])
+            warnings.warn(
+                f"loss or gradient of {len(new)} of {len(self)} replicates is not finite; they stay as they were "
+                f"before this step ({shown}{'; ...' if len(new) > 5 else ''})",
+                stacklevel=3,
+            )
+        return losses
+
+
+class _Together:
+    """The step of the first replicate as a graph, mapped over all of them."""
+
+    def __init__(self, svi: ReplicatedSVI, args: Any, kwargs: Any) -> None:
+        self.svi = svi
+        owns = [_own(r, args, kwargs) for r in range(len(svi))]
+        functions = list(zip(svi.models, svi.guides, svi.losses, strict=True))
+        parameters = [parameters_of(*f, *own) for f, own in zip(functions, owns, strict=True)]
+        first = step_program(*functions[0], *owns[0], parameters=parameters[0], optim=svi.optims[0])
+        assert first.update is not None
+        pairs = zip(svi.optims, parameters, strict=True)
+        self.updates = [Update(optim, list(own.values()), first.update.fixed_rates) for optim, own in pairs]
+        self.updates[0] = first.update
+        places = [_places(*args) for args in zip(functions, parameters, self.updates, strict=True)]
+        for r, place in enumerate(places[1:], start=1):
+            _check_alike(places[0], place, r)
+        self.size, self.parts = self._sizes(first)
+        changed = _changed(first.traced)
+        paths = {id(value): path for path, value in places[0].items() if isinstance(value, Tensor)}
+        self.tensors: list[tuple[Tensor, int | None]] = []  # each with its dimension of replicates
+        for tensor in first.traced.tensors:
+            if tensor is first._alive:
+                alive = svi._together.setdefault("alive", tensor.new_ones(self.size * self.parts))
+                self.tensors.append((alive, 0))
+                continue
+            path, changes = paths.get(id(tensor)), id(tensor) in changed
+            if path is None and changes:
+                raise ValueError("a tensor that every step changes belongs neither to the model nor to its guide")
+            # One that has no path was made by the model itself, of numbers that all have in common.
+            all_of_it = None if path is None else self._all(path, [place[path] for place in places], changes)
+            self.tensors.append((tensor, None) if all_of_it is None else (all_of_it, 0))
+        self._function = self._compile(first)
+        self.refresh()
+
+    def _sizes(self, first: Program) -> tuple[int, int]:
+        """Replicates at once, and how often."""
+        number, bound = len(self.svi), self.svi.max_memory
+        if bound is None:
+            return number, 1
+        copies = [t.detach().clone() for t in first.traced.tensors]
+        with torch.no_grad(), PeakMemory() as memory:
+            first.traced.module(first.keys(1)[0], *first.inputs, *copies)
+        if memory.peak > bound:
+            raise ValueError(
+                f"a step of one replicate takes about {memory.peak:,} bytes, but max_memory is {bound:,}: give more"
+            )
+        parts = -(-number // (bound // max(1, memory.peak)))
+        return -(-number // parts), parts
+
+    def _all(self, path: str, tensors: list[Tensor], changes: bool) -> Tensor | None:
+        """One tensor for all replicates, of which theirs become views if it changes; None if all have the same."""
+        known = self.svi._together
+        if path in known:
+            return known[path]
+        if len(tensors) > 1 and all(t is tensors[0] for t in tensors):
+            if changes:
+                raise ValueError(f"all replicates have one {path}, which every step changes: make one for each")
+            return None
+        bound = changes or path.startswith(_BOUND)
+        if not bound and all(torch.equal(t, tensors[0]) for t in tensors[1:]):
+            return None
+        padding = [tensors[-1]] * (self.size * self.parts - len(tensors))
+        held = [slice(0, 1) if stride == 0 else slice(None) for stride in tensors[0].stride()]
+        stack = torch.stack([t.detach()[tuple(held)] for t in (*tensors, *padding)])
+        stack = stack.expand(len(stack), *tensors[0].shape)
+        if bound:
+            for tensor, own in zip(tensors, stack, strict=False):
+                tensor.data = own
+            known[path] = stack
+        return stack
+
+    def _compile(self, first: Program) -> Callable[..., Any]:
+        dims = (0,) * (1 + len(first.inputs)) + tuple(dim for _, dim in self.tensors)
+        examples = [first.keys(self.size), *(t.expand(self.size, *t.shape).contiguous() for t in first.inputs)]
+        own = [t if dim is None else t[: self.size] for t, dim in self.tensors]
+        copies = [t if dim is None else t[: self.size].clone() for t, dim in self.tensors]
+        with torch.no_grad():
+            mapped = torch.vmap(first.traced.out_of_place([first.keys(1)[0], *first.inputs]), in_dims=dims)
+            module = make_fx(lambda *tensors: mapped(*tensors))(*examples, *copies)
+        traced = Traced(module, own)
+        return torch.no_grad()(module.forward) if self.svi.backend == "eager" else compiled(traced, examples)
+
+    def refresh(self) -> None:
+        for loss in {id(loss): loss for loss in self.svi.losses}.values():
+            loss.refresh()
+        for update in self.updates:  # each has its own learning rates
+            update.refresh()
+
+    def __call__(self, keys: Tensor, inputs: list[Tensor]) -> Tensor:
+        missing = self.size * self.parts - len(keys)
+        given = [torch.cat([t, t[-1:].expand(missing, *t.shape[1:])]) if missing else t for t in (keys, *inputs)]
+        results = []
+        for part in range(self.parts):
+            rows = slice(part * self.size, (part + 1) * self.size)
+            own = [t if dim is None or self.parts == 1 else t[rows] for t, dim in self.tensors]
+            results.append(self._function(*(t[rows].contiguous() for t in given), *own)[0])
+        return torch.cat(results)[: len(keys)]
+
+
+_BOUND = ("rates.", "loss.")  # what changes between steps
+
+
+def _tensors(args: Any, kwargs: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+
+
+def _own(replicate: int, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    return tree_map(lambda t: t[replicate] if isinstance(t, Tensor) else t, (args, kwargs))
+
+
+def _places(functions: tuple[Any, Any, Any], parameters: dict[str, Tensor], update: Update) -> dict[str, Any]:
+    """All that a replicate consists of, by path: tensors, which may be its own, and numbers, which may not."""
+    model, guide, loss = functions
+    options = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in update.groups]
+    numbers = {k: v for k, v in vars(loss).items() if k != "alpha"}  # stands in a tensor
+    fixed = [group["lr"] for group in update.groups] if update.fixed_rates else []
+    states = [state[p] for state, p in zip(update.states, update.parameters, strict=True)]
+    rates = [rate for _, rate in update.rates]
+    roots = {"parameters": parameters, "states": states, "rates": rates, "options": options, "fixed": fixed}
+    return {
+        f"{name}.{path}": part
+        for name, root in {**roots, "loss": numbers, "model": model, "guide": guide}.items()
+        for path, part in parts(root).items()
+    }
+
+
+def _check_alike(first: dict[str, Any], other: dict[str, Any], replicate: int) -> None:
+    for path in [*first, *(path for path in other if path not in first)]:
+        if path not in first or path not in other:
+            raise ValueError(f"replicates 0 and {replicate} differ: only one of them has {path}")
+        a, b = first[path], other[path]
+        if isinstance(a, Tensor) and isinstance(b, Tensor):
+            if a.shape != b.shape or a.dtype != b.dtype:
+                raise ValueError(
+                    f"{path} has shape {tuple(a.shape)} ({a.dtype}) in replicate 0, but {tuple(b.shape)} ({b.dtype}) "
+                    f"in replicate {replicate}: replicates share one graph, and with it all shapes"
+                )
+        elif isinstance(a, Tensor) or isinstance(b, Tensor) or (a != b and (a == a or b == b)):
+            raise ValueError(
+                f"{path} is {a!r} in replicate 0, but {b!r} in replicate {replicate}: what differs between replicates "
+                "must be a tensor in all of them, as numbers are written into the graph that they share"
+            )
+
+
+def _changed(traced: Traced) -> set[int]:
+    """Tensors that the graph changes in place, by identity."""
+    placeholders = [node for node in traced.module.graph.nodes if node.op == "placeholder"]
+    tensors = dict(zip(placeholders[-len(traced.tensors) :], traced.tensors, strict=True))
+    found = set()
+    for node in traced.module.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if node.op == "call_function" and schema is not None and schema.is_mutable:
+            for argument, given in zip(schema.arguments, node.args, strict=False):
+                if argument.alias_info is not None and argument.alias_info.is_write and given in tensors:
+                    found.add(id(tensors[given]))
+    return found

@@ -1,0 +1,217 @@
+"""Networks that are trained in one step end where each of them alone would."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.nn import PyroModule
+from torch import nn
+
+from models.regression import mlp
+from pyro_dropout import (
+    AutoBernoulliDropout,
+    AutoConcreteDropout,
+    BayesianModule,
+    CompiledSVI,
+    RenyiDropout_ELBO,
+    TraceDropout_ELBO,
+)
+from pyro_dropout.compiled import ReplicatedSVI
+from tests.scenarios import regression_data
+
+R, N, STEPS = 5, 8, 6
+SEEDS = [3, 1, 4, 11, 5]
+
+
+class Model(PyroModule):
+    """Regression with all that may differ between replicates."""
+
+    def __init__(self, scale, precision, norm=False, size=20):
+        super().__init__()
+        layers = mlp(3, (4,)).double()
+        net = nn.Sequential(layers[0], nn.BatchNorm1d(4).double(), *layers[1:]) if norm else layers
+        self.net = BayesianModule(net, prior=dist.Normal(0.0, torch.tensor(scale, dtype=torch.float64)))
+        self.register_buffer("precision", torch.tensor(precision, dtype=torch.float64))
+        self.size = size
+
+    def forward(self, x, y=None):
+        mean = self.net(x).squeeze(-1)
+        with pyro.plate("data", self.size, subsample_size=len(x)):
+            return pyro.sample("obs", dist.Normal(mean, self.precision.rsqrt()), obs=y)
+
+
+def concrete(rate, scale, precision, **kwargs):
+    model = Model(scale, precision, **kwargs)
+    return model, AutoConcreteDropout(model, rate=rate)
+
+
+def fixed(rate, scale, precision, **kwargs):
+    model = Model(scale, precision, **kwargs)
+    return model, AutoBernoulliDropout(model, rate=rate)
+
+
+def learned(rate, scale, precision, **kwargs):
+    model = Model(scale, precision, **kwargs)
+    return model, AutoBernoulliDropout(model, rate=rate, learnable=True, per_unit=True)
+
+
+def grid(**kwargs):
+    rates, scales = torch.linspace(0.05, 0.45, R).tolist(), torch.linspace(0.3, 2.0, R).tolist()
+    return [
+        {"rate": a, "scale": b, "precision": 1.0 + i, **kwargs}
+        for i, (a, b) in enumerate(zip(rates, scales, strict=True))
+    ]
+
+
+def data():
+    torch.manual_seed(0)
+    x, y = zip(*(regression_data(N) for _ in range(R)), strict=True)
+    return torch.stack(x), torch.stack(y)
+
+
+def adam(lr=0.05):
+    return pyro.optim.Adam({"lr": lr})
+
+
+def separate(make, values, seed, x, y, loss, optim):
+    """One replicate by itself: losses, and its state afterwards."""
+    with pyro.settings.context(module_local_params=True):
+        pyro.set_rng_seed(seed)
+        model, guide = make(**values)
+        svi = CompiledSVI(model, guide, optim, loss, backend="eager", progress=False)
+        losses = torch.tensor([svi.step(x, y) for _ in range(STEPS)], dtype=torch.float64)
+    return losses, {**guide.state_dict(), **model.state_dict()}
+
+
+CASES = {
+    "concrete": (concrete, {}, TraceDropout_ELBO),
+    "fixed": (fixed, {}, lambda: TraceDropout_ELBO(2)),
+    "learned": (learned, {}, lambda: TraceDropout_ELBO(gradient="disarm")),
+    "batch norm": (fixed, {"norm": True}, TraceDropout_ELBO),
+    "alpha": (concrete, {}, lambda: RenyiDropout_ELBO(0.5, 3)),
+}
+
+
+RUNS = [
+    pytest.param(case, memory, backend, marks=() if (case, memory, backend) in fast else pytest.mark.slow)
+    for fast in [(("concrete", 12_000, "eager"), ("learned", None, "eager"))]
+    for case in CASES
+    for memory in (None, 12_000)
+    for backend in ("eager", "inductor")
+]
+
+
+@pytest.mark.parametrize(("case", "max_memory", "backend"), RUNS)
+def test_replicates_are_separate_runs(case, max_memory, backend):
+    make, more, loss = CASES[case]
+    torch._C._functorch._set_vmap_fallback_enabled(False)  # nothing is done one replicate after the other
+    x, y = data()
+    optims = [adam(0.01 * (r + 1)) for r in range(R)]
+    svi = ReplicatedSVI(
+        make, grid(**more), optims, loss(), seeds=SEEDS, max_memory=max_memory, backend=backend, progress=False
+    )
+    losses = torch.stack([svi.step(x, y) for _ in range(STEPS)], 1)
+    program = next(iter(svi._programs.values()))
+    assert program.parts > 1 if max_memory and case != "batch norm" else program.parts == 1
+    for r, values in enumerate(grid(**more)):
+        expected, state = separate(make, values, SEEDS[r], x[r], y[r], loss(), adam(0.01 * (r + 1)))
+        torch.testing.assert_close(losses[r], expected, rtol=1e-6, atol=0.0)
+        own = {**svi.guides[r].state_dict(), **svi.models[r].state_dict()}
+        assert own.keys() == state.keys()
+        for name, value in state.items():
+            torch.testing.assert_close(own[name], value, rtol=1e-6, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}")
+    assert not pyro.get_param_store().keys()
+
+
+def test_alphas_and_schedules_of_their_own():
+    x, y = data()
+    alphas = [0.0, 0.3, 0.5, 1.0, -0.5]
+    svi = ReplicatedSVI(
+        concrete, grid(), adam(), [RenyiDropout_ELBO(a, 3) for a in alphas], seeds=SEEDS, backend="eager"
+    )
+    losses = torch.stack([svi.step(x, y) for _ in range(STEPS)], 1)
+    for r, values in enumerate(grid()):
+        expected, _ = separate(concrete, values, SEEDS[r], x[r], y[r], RenyiDropout_ELBO(alphas[r], 3), adam())
+        torch.testing.assert_close(losses[r], expected, rtol=1e-6, atol=0.0)
+
+
+def test_a_scan_is_its_steps_and_guides_are_ordinary():
+    x, y = data()
+    ends = []
+    for how in ("scan", "steps"):
+        svi = ReplicatedSVI(concrete, grid(), adam(), seeds=SEEDS, backend="eager")
+        if how == "scan":
+            losses = svi.scan(x.unsqueeze(1).expand(-1, STEPS, -1, -1), y.unsqueeze(1).expand(-1, STEPS, -1))
+        else:
+            losses = torch.stack([svi.step(x, y) for _ in range(STEPS)], 1)
+        ends.append(losses)
+    assert torch.equal(*ends)
+    assert losses.shape == (R, STEPS)
+    rates = torch.stack([torch.stack(list(guide.rates().values())) for guide in svi.guides])
+    assert len(rates.unique()) == rates.numel()
+    with pyro.settings.context(module_local_params=True):
+        found = TraceDropout_ELBO().loss(svi.models[2], svi.guides[2], x[2], y[2])
+    assert found == pytest.approx(losses[2, -1].item(), rel=0.5)
+
+
+def test_other_batches_share_the_parameters():
+    x, y = data()
+    svi = ReplicatedSVI(concrete, grid(), adam(), seeds=SEEDS, backend="eager")
+    for _ in range(3):
+        svi.step(x, y)
+        svi.step(x[:, :5], y[:, :5])
+    first, second = ({id(t) for t, dim in p.tensors if dim == 0} for p in svi._programs.values())
+    assert len(first & second) > 20  # parameters and what the optimiser keeps of them
+
+
+def test_one_that_is_not_finite_stays_and_the_others_go_on():
+    x, y = data()
+    svi = ReplicatedSVI(concrete, grid(), adam(), seeds=SEEDS, backend="eager")
+    for _ in range(2):
+        svi.step(x, y)
+    before = [{n: v.clone() for n, v in g.state_dict().items()} for g in svi.guides]
+    bad = x.clone()
+    bad[3, 0, 0] = math.nan
+    with pytest.warns(UserWarning, match=r"of 1 of 5 replicates is not finite; they stay .*\(3: {'rate': 0.3"):
+        losses = svi.step(bad, y)
+    assert losses.isnan().tolist() == [False] * 3 + [True, False]
+    svi.step(x, y)  # said once
+    assert svi.alive.tolist() == [True] * 3 + [False, True]
+    for r, (guide, old) in enumerate(zip(svi.guides, before, strict=True)):
+        assert all(torch.equal(v, old[n]) for n, v in guide.state_dict().items()) == (r == 3)
+
+
+def test_numbers_that_differ_raise_with_their_name():
+    x, y = data()
+    values = grid()
+    values[2]["size"] = 21
+    svi = ReplicatedSVI(concrete, values, adam(), backend="eager")
+    svi.step(x, y)
+    with pytest.raises(
+        ValueError, match=r"model\.size is 20 in replicate 0, but 21 in replicate 2: .*must be a tensor"
+    ):
+        svi.step(x, y)
+    values[2] = {**values[2], "size": 20, "norm": True}
+    svi = ReplicatedSVI(concrete, values, adam(), backend="eager")
+    svi.step(x, y)
+    with pytest.raises(ValueError, match=r"replicates 0 and 2 differ|replicate 2"):
+        svi.step(x, y)
+
+
+def test_wrong_arguments_raise():
+    x, y = data()
+    with pytest.raises(ValueError, match="no replicates"):
+        ReplicatedSVI(concrete, [], adam())
+    for kwargs, what in (({"seeds": [1]}, "1 seeds"), ({"loss": [TraceDropout_ELBO()]}, "1 losses")):
+        with pytest.raises(ValueError, match=f"found {what} for 5 replicates"):
+            ReplicatedSVI(concrete, grid(), adam(), **kwargs)
+    svi = ReplicatedSVI(concrete, grid(), adam(), backend="eager", max_memory=100)
+    with pytest.raises(ValueError, match=r"argument of shape \(8, 3\) for 5 replicates"):
+        svi.step(x[0], y)
+    with pytest.raises(ValueError, match=r"\[replicates, steps, \.\.\.\], but found \(5,\)"):
+        svi.scan(torch.zeros(5))
+    svi.step(x, y)
+    with pytest.raises(ValueError, match=r"one replicate takes about [\d,]+ bytes, but max_memory is 100"):
+        svi.step(x, y)
