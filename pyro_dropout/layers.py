@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_LARGE, _ROWS, _DROPPED = 2**18, 256, 0.3  # weights, data, and share of units: where kept units are taken out
+
 
 def drop_equal(t: Tensor, event_dim: int) -> Tensor:
     """Drops batch dimensions along which all entries are the same memory (size 1, or expanded)."""
@@ -26,8 +28,11 @@ def drop_equal(t: Tensor, event_dim: int) -> Tensor:
 def _linear(input: Tensor, weight: Any, bias: Tensor | None = None) -> Any:
     if weight.units != (2, 1, 1):  # event_dim, dim, groups
         return NotImplemented
-    if _many_rows(input, weight):
-        return _linear_by_draw(input, weight, bias)
+    if _in_draws(input, weight):
+        if _few_kept(weight):
+            return _linear_of_kept(input, weight, bias)
+        if weight.lead[1] > weight.loc.shape[0]:
+            return _linear_by_draw(input, weight, bias)
     x = weight.mask_input(input)
     batch = x.shape[:-1]
     loc = drop_equal(weight.loc, 2)
@@ -44,17 +49,39 @@ def _linear(input: Tensor, weight: Any, bias: Tensor | None = None) -> Any:
     return out.flatten(0, len(weight.lead) - 1) if weight.lead else out
 
 
-def _many_rows(input: Tensor, weight: Any) -> bool:
-    """Whether each draw of a mask meets more data than the layer has outputs, and no gradient is taken."""
+def _in_draws(input: Tensor, weight: Any) -> bool:
+    """Whether each draw of a mask meets all data, and no gradient is taken."""
     return (
         not torch.is_grad_enabled()
         and isinstance(weight.mask, Tensor)
         and len(weight.lead) == 2
         and weight.loc.dim() == 2
         and weight.mask.shape[:-1] == (weight.lead[0], 1)
-        and weight.lead[1] > weight.loc.shape[0]
         and input.dim() == 2
     )
+
+
+def _few_kept(weight: Any) -> bool:
+    """Whether it pays to take the kept units out: of large layers, where the copies cost less than what they save."""
+    return (
+        weight.loc.numel() >= _LARGE and weight.lead[1] >= _ROWS and bool((weight.mask == 0).float().mean() > _DROPPED)
+    )
+
+
+def _linear_of_kept(input: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
+    """The same without the arithmetic of dropped units, draw by draw."""
+    weight.check_input(input)
+    scale = (weight.mask / weight.keep).expand(weight.lead[0], 1, -1)
+    x = input.unflatten(0, weight.lead)
+    out = x.new_empty(*weight.lead, weight.loc.shape[0])
+    for draw in range(len(x)):
+        kept = scale[draw, 0].nonzero().squeeze(1)
+        own = weight.loc.index_select(1, kept) * scale[draw, 0, kept]
+        torch.mm(x[draw].index_select(1, kept), own.mT, out=out[draw])
+    if bias is not None:
+        bias = drop_equal(bias, 1)
+        out += bias if bias.dim() == 1 else bias.reshape(-1, 1, bias.shape[-1])
+    return out.flatten(0, 1)
 
 
 def _linear_by_draw(input: Tensor, weight: Any, bias: Tensor | None) -> Tensor:

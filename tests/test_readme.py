@@ -1,9 +1,12 @@
 """The README's code runs as it stands, with fewer draws where it takes many."""
 
+import functools
 import re
 from pathlib import Path
 
 import pytest
+
+import pyro_dropout
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -38,14 +41,25 @@ def test_prediction_at_scale_runs(tmp_path, monkeypatch, capsys):
     assert "tensor" in capsys.readouterr().out
 
 
+def test_compiled_steps_run(monkeypatch):
+    for kind in ("CompiledSVI", "ReplicatedSVI"):
+        own = getattr(pyro_dropout.compiled, kind)
+        eager = functools.partial(own, backend="eager")
+        monkeypatch.setattr(pyro_dropout.compiled, kind, eager)
+        monkeypatch.setattr(pyro_dropout, kind, eager, raising=False)
+    names = run(2, fewer=("200", "8"))
+    assert names["losses"].shape == (4, 8)
+    assert names["many"].guides[2].rates().keys() == {"net.0.weight", "net.2.weight"}
+
+
 def test_conversion_runs(capsys):
-    names = run(2)
+    names = run(3)
     assert [p.p for p in names["plain"].modules() if type(p).__name__.startswith("Dropout")] == [0.1, 0.5]
     assert names["probs"].shape == (100, 16, 10)
 
 
 def test_entropic_regression_runs():
-    names = run(3)
+    names = run(4)
     residuals = names["mean"] - names["y"][300:]
     assert residuals.std() < 0.8 * names["y"].std()
     assert (abs(residuals) < 2 * names["std"]).mean() > 0.9
@@ -54,4 +68,4 @@ def test_entropic_regression_runs():
 
 
 def test_entropic_logistic_regression_runs():
-    assert run(4)["mcmc"].get_samples()["w"][:, 0].mean() > 0.5
+    assert run(5)["mcmc"].get_samples()["w"][:, 0].mean() > 0.5

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pyro_dropout import layers
 from pyro_dropout.distributions import BernoulliMask, ConcreteMask
 from pyro_dropout.weight import DatumMask, MaskedUnits, MaskedWeight
 
@@ -290,3 +291,23 @@ def test_relaxed_masks_per_datum():
     out = F.linear(x, MaskedWeight(loc, mask, torch.tensor([0.7])))
     z = mask.draw((5,))
     torch.testing.assert_close(out, (x * z / 0.7) @ loc.T)
+
+
+@pytest.mark.parametrize("units", ["one rate", "rates by unit"])
+@pytest.mark.parametrize("bias", ["none", "one", "by draw"])
+def test_units_that_are_dropped_cost_nothing_and_change_nothing(units, bias):
+    """Large layers at high rates take the kept units out; what comes out is the product with the dense weight."""
+    draws, rows, inputs, outputs = 3, 300, 700, 400
+    loc, x = torch.randn(outputs, inputs, dtype=torch.float64), torch.randn(rows, inputs, dtype=torch.float64)
+    keep = torch.full((1 if units == "one rate" else inputs,), 0.4, dtype=torch.float64)
+    z = torch.bernoulli(torch.full((draws, 1, inputs), 0.4, dtype=torch.float64))
+    z[1] = 0.0
+    weight = MaskedWeight(loc, z, keep, lead=(draws, rows))
+    b = {"none": None, "one": torch.randn(outputs), "by draw": torch.randn(draws, 1, outputs)}[bias]
+    b = None if b is None else b.double()
+    merged = x.expand(draws, rows, inputs).flatten(0, 1)
+    with torch.no_grad():
+        found = torch.nn.functional.linear(merged, weight, b).unflatten(0, (draws, rows))
+    expected = x @ (loc * z / 0.4).mT + (0 if b is None else b)
+    torch.testing.assert_close(found, expected)
+    assert layers._few_kept(weight)

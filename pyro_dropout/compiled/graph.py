@@ -33,7 +33,7 @@ def _copied(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tenso
 
 
 # Operations that would be mapped one entry after the other.
-_WITHOUT_VMAP = {
+_WITHOUT_VMAP: dict[Any, Any] = {
     **get_decompositions([aten._native_batch_norm_legit_functional, aten.native_batch_norm_backward]),
     aten.copy.default: _copied,
 }
