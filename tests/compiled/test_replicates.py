@@ -96,9 +96,9 @@ CASES = {
 
 RUNS = [
     pytest.param(case, memory, backend, marks=() if (case, memory, backend) in fast else pytest.mark.slow)
-    for fast in [(("concrete", 12_000, "eager"), ("learned", None, "eager"))]
+    for fast in [(("concrete", 8_000, "eager"), ("learned", None, "eager"))]
     for case in CASES
-    for memory in (None, 12_000)
+    for memory in (None, 8_000)
     for backend in ("eager", "inductor")
 ]
 
