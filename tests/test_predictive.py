@@ -114,7 +114,7 @@ def test_guides_whose_draws_do_not_fit_are_drawn_in_blocks():
         pytest.param(AutoBernoulliDropout, 100_000, marks=pytest.mark.slow),
         (AutoBernoulliDropout, 1_000_000),
         (AutoNormal, 100_000),
-        (AutoNormal, 1_000_000),
+        pytest.param(AutoNormal, 1_000_000, marks=pytest.mark.slow),
     ],
 )
 def test_no_more_bytes_than_given(guide, memory):

@@ -9,6 +9,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -187,16 +188,19 @@ class CompiledSVI(SVI):
     def _build(self, kind: str, args: Any, kwargs: Any) -> Any:
         start = time.perf_counter()
         functions = (self.model, self.guide, self.elbo, args, kwargs)
-        program = reason = None
         try:
             parameters = parameters_of(*functions) if kind != "loss" else {}
-            program = Program(*functions, parameters=parameters)
             if kind == "step":
-                reason = "the optimiser's update"
                 program = step_program(*functions, parameters=parameters, optim=self.optim)
+            else:
+                program = Program(*functions, parameters=parameters)
         except Exception as error:
-            what = "the update" if reason else "everything"
-            self._warn(f"{reason or 'the model or its guide'} cannot be traced ({_first_line(error)})", what)
+            reason, what = "the model or its guide", "everything"
+            if kind == "step":
+                with suppress(Exception):
+                    Program(*functions, parameters=parameters)
+                    reason, what = "the optimiser's update", "the update"
+            self._warn(f"{reason} cannot be traced ({_first_line(error)})", what)
             return _FAILED
         if self.backend == "inductor":
             try:
