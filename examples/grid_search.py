@@ -7,7 +7,7 @@ training part, in five restarts (again at once), and scored on test points.
 
 The rates of a Bernoulli guide are buffers and the prior's scale is a tensor: that is why replicates may differ in them.
 
-What comes out. On concrete the smallest rate and lengthscale win, at a test log-likelihood of -3.13 (restarts from -3.18
+What comes out. On concrete the smallest rate and lengthscale win, with a test log-likelihood of -3.13 (restarts -3.18
 to -3.08; published for this set, with a grid of precisions and 4,000 epochs: -2.94 over 20 splits, which a run of 3,000
 steps does not reach). Takes some 2 minutes. ``python -m examples.grid_search --help``
 """

@@ -61,6 +61,7 @@ class ReplicatedSVI:
     Example::
 
         >>> import pyro.distributions as dist
+        >>> from torch import nn
         >>> from pyro_dropout import AutoConcreteDropout, BayesianModule
         >>> def make(scale):
         ...     net = BayesianModule(nn.Linear(3, 1), prior=dist.Normal(0.0, torch.tensor(scale)))

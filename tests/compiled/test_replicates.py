@@ -96,7 +96,7 @@ CASES = {
 
 RUNS = [
     pytest.param(case, memory, backend, marks=() if (case, memory, backend) in fast else pytest.mark.slow)
-    for fast in [(("concrete", 8_000, "eager"), ("learned", None, "eager"))]
+    for fast in [(("concrete", 8_000, "eager"),)]
     for case in CASES
     for memory in (None, 8_000)
     for backend in ("eager", "inductor")
@@ -125,6 +125,7 @@ def test_replicates_are_separate_runs(case, max_memory, backend):
     assert not pyro.get_param_store().keys()
 
 
+@pytest.mark.slow
 def test_alphas_and_schedules_of_their_own():
     x, y = data()
     alphas = [0.0, 0.3, 0.5, 1.0, -0.5]
@@ -156,6 +157,7 @@ def test_a_scan_is_its_steps_and_guides_are_ordinary():
     assert found == pytest.approx(losses[2, -1].item(), rel=0.5)
 
 
+@pytest.mark.slow
 def test_other_batches_share_the_parameters():
     x, y = data()
     svi = ReplicatedSVI(concrete, grid(), adam(), seeds=SEEDS, backend="eager")

@@ -276,6 +276,7 @@ def test_a_scan_needs_one_number_of_steps(args):
         compiled_svi(s, pyro.optim.Adam({})).scan(*args)
 
 
+@pytest.mark.slow
 def test_gradients_add_up_and_losses_are_evaluated():
     s = scenario("regression", "concrete", "elbo")
     svi = compiled_svi(s, pyro.optim.Adam({}))
@@ -336,6 +337,7 @@ def test_batch_norm_counts_each_step_once_and_knows_its_mode():
     assert counts[0] == counts[1]
 
 
+@pytest.mark.slow
 def test_an_alpha_that_changes_is_used():
     s = scenario("regression", "concrete", "alpha")
     now = [0.0]
@@ -351,6 +353,7 @@ def test_an_alpha_that_changes_is_used():
     assert len(programs(svi)) == 1
 
 
+@pytest.mark.slow
 def test_other_parameters_are_taken_up():
     """A parameter store that was loaded holds other tensors than the trace saw."""
     s = scenario("regression", "concrete", "elbo")
@@ -498,6 +501,7 @@ def test_losses_and_backends_that_are_none_raise():
         CompiledSVI(s.model, s.guide, pyro.optim.Adam({}), backend="cudagraphs")
 
 
+@pytest.mark.slow
 def test_it_says_what_it_compiled_twice_at_most(capsys, monkeypatch):
     monkeypatch.setattr(Program, "compile", lambda self: None)
     s = scenario("regression", "concrete", "elbo")
@@ -511,6 +515,7 @@ def test_it_says_what_it_compiled_twice_at_most(capsys, monkeypatch):
     assert second.endswith("again; further times are not said")
 
 
+@pytest.mark.slow
 def test_module_local_parameters():
     pyro.settings.set(module_local_params=True)
     s = scenario("regression", "concrete", "elbo")

@@ -129,7 +129,7 @@ def physique():
 @pytest.mark.parametrize(
     ("data", "rate", "samples"),
     [
-        (physique, 0.3, 500),
+        pytest.param(physique, 0.3, 500, marks=pytest.mark.slow),
         pytest.param(lambda: standardised(*load_diabetes(return_X_y=True)), 0.2, 1000, marks=pytest.mark.slow),
     ],
     ids=["linnerud", "diabetes"],
