@@ -1,6 +1,6 @@
 """What a function does to tensors, traced once into a graph that is compiled: no Python is left in it.
 
-After randomness in the chain randomness → graph → update → svi → replicates.
+After randomness in the chain randomness → graph → update → program → svi → replicates.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch._decomp import get_decompositions
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -53,12 +55,19 @@ class Traced(NamedTuple):
         copies = [tensor.detach().clone() for tensor in (*inputs, *self.tensors)]
         function = torch.func.functionalize(self.module)
         with torch.no_grad():
-            return make_fx(lambda *tensors: function(*tensors), decomposition_table=_WITHOUT_VMAP)(*copies)
+            return graph_of(lambda *tensors: function(*tensors), copies, _WITHOUT_VMAP)
+
+
+def graph_of(function: Callable[..., Any], inputs: Sequence[Tensor], decompositions: Any = None) -> GraphModule:
+    """Runs the function once. Whatever it does that is no operation on tensors happens now and never again."""
+    # One mode for the shapes of all operations: without this each makes its own, half of the time of a trace.
+    with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
+        return make_fx(function, decomposition_table=decompositions)(*inputs)
 
 
 def trace(function: Callable[..., Any], inputs: Sequence[Tensor]) -> Traced:
-    """Runs the function once. Whatever it does that is no operation on tensors happens now and never again."""
-    module = make_fx(function, decomposition_table={aten.native_batch_norm.default: _batch_norm})(*inputs)
+    """The graph of a function (:func:`graph_of`) that refers to tensors which are not among its inputs."""
+    module = graph_of(function, inputs, {aten.native_batch_norm.default: _batch_norm})
     graph = module.graph
     tensors: dict[int, tuple[Node, Tensor]] = {}
     last = [node for node in graph.nodes if node.op == "placeholder"][-1]
@@ -72,8 +81,8 @@ def trace(function: Callable[..., Any], inputs: Sequence[Tensor]) -> Traced:
                 tensors[id(tensor)] = (last, tensor)
             node.replace_all_uses_with(tensors[id(tensor)][0])
             graph.erase_node(node)
-        elif str(node.target).startswith("profiler."):
-            graph.erase_node(node) if not node.users else None
+        elif str(node.target).startswith("profiler.") and not node.users:
+            graph.erase_node(node)
     graph.eliminate_dead_code()
     return Traced(GraphModule(torch.nn.Module(), graph), [tensor for _, tensor in tensors.values()])
 

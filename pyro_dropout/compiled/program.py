@@ -14,7 +14,7 @@ import pyro.poutine as poutine
 import torch
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from pyro_dropout.compiled.graph import compiled, trace
 from pyro_dropout.compiled.randomness import KeyedRandomness
@@ -24,7 +24,7 @@ from pyro_dropout.traces import forked_rng
 
 
 class Program:
-    """The loss of some arguments; with ``gradients`` of all parameters; with ``update`` a step.
+    """The loss of some arguments; with ``parameters`` its gradients too; with ``update`` a step.
 
     A call returns ``[loss, 1 or 0]``, whether loss and gradients are finite; an update happens only where they are,
     and where all before it were, until :meth:`go_on`.
@@ -63,7 +63,7 @@ class Program:
         self._function = compiled(self.traced, [self.keys(1)[0], *self.inputs])
 
     def __call__(self, key: Tensor, inputs: Sequence[Tensor]) -> Tensor:
-        """Evaluates it once; ``gradients`` of the last call are kept."""
+        """Evaluates it once; the gradients of the last call are kept for :meth:`accumulate`."""
         inputs = [tensor.contiguous() for tensor in inputs]  # strides are a part of what was compiled
         result, *self._gradients = self._function(key, *inputs, *self.traced.tensors)
         return result
@@ -149,6 +149,10 @@ def step_program(*functions: Any, parameters: dict[str, Tensor], optim: PyroOpti
             if fixed_rates:
                 raise
     raise AssertionError
+
+
+def tensors_of(args: Any, kwargs: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
 
 
 def modules_of(*functions: Callable) -> list[nn.Module]:

@@ -1,6 +1,6 @@
 """Random numbers as a pure function of a key: what lets a traced step draw new masks at every call.
 
-First in the chain randomness → graph → update → svi → replicates.
+First in the chain randomness → graph → update → program → svi → replicates.
 """
 
 from __future__ import annotations

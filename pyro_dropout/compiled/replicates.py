@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pyro
@@ -17,12 +18,11 @@ import torch
 from pyro.infer import SVI
 from pyro.optim import PyroOptim
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_map
 
 from pyro_dropout.compiled.differences import parts
-from pyro_dropout.compiled.graph import Traced, compiled
-from pyro_dropout.compiled.program import Program, parameters_of, step_program
+from pyro_dropout.compiled.graph import Traced, compiled, graph_of
+from pyro_dropout.compiled.program import Program, modules_of, parameters_of, step_program, tensors_of
 from pyro_dropout.compiled.svi import announce
 from pyro_dropout.compiled.update import Update
 from pyro_dropout.losses import TraceDropout_ELBO
@@ -54,9 +54,9 @@ class ReplicatedSVI:
         parts of one size as that needs.
     :param backend: ``"inductor"`` or ``"eager"``.
     :param progress: print what was compiled, and how long it took.
-    :raises ValueError: no replicates; numbers of seeds or optimisers that differ from theirs; replicates whose
-        parameters have other shapes, or that differ in something that is no tensor; one replicate's step in more than
-        ``max_memory``.
+    :raises ValueError: no replicates; numbers of seeds, optimisers or losses that differ from theirs; a loss that is
+        not of this package; another backend; at a step: replicates whose parameters have other shapes, or that differ
+        in something that is no tensor; one replicate's step in more than ``max_memory``.
 
     Example::
 
@@ -95,8 +95,18 @@ class ReplicatedSVI:
             raise ValueError("no replicates: hyperparameters has a mapping for each, {} where there are none")
         optims = [optim] * number if isinstance(optim, PyroOptim) else list(optim)
         loss = TraceDropout_ELBO() if loss is None else loss
-        losses = [loss] * number if isinstance(loss, TraceDropout_ELBO) else list(loss)
+        losses = list(loss) if isinstance(loss, Sequence) else [loss] * number
         seeds = torch.randint(2**31, (number,)).tolist() if seeds is None else list(seeds)
+        for found in losses:
+            if not isinstance(found, TraceDropout_ELBO):
+                raise ValueError(
+                    f"ReplicatedSVI traces the losses of pyro_dropout, but found {type(found).__name__}: use "
+                    "TraceDropout_ELBO or RenyiDropout_ELBO"
+                )
+        if backend not in ("inductor", "eager"):
+            raise ValueError(f'backend must be "inductor" or "eager", but found {backend!r}')
+        if max_memory is not None and max_memory <= 0:
+            raise ValueError(f"max_memory must be a positive number of bytes, but found {max_memory}")
         for what, found in (("optimisers", optims), ("losses", losses), ("seeds", seeds)):
             if len(found) != number:
                 raise ValueError(f"found {len(found)} {what} for {number} replicates: give one for each")
@@ -105,6 +115,7 @@ class ReplicatedSVI:
         self._random = [torch.Generator().manual_seed(seed) for seed in seeds]
         self._keys = torch.zeros(number, 0, 2, dtype=torch.int32)
         self._programs: dict[Any, _Together] = {}
+        self._updates: list[Update] = []
         self._started = False
         self._together: dict[str, Tensor] = {}  # of all replicates, by path; theirs are views
         self.alive = torch.ones(number, dtype=torch.bool)  # whose losses were finite so far
@@ -125,31 +136,33 @@ class ReplicatedSVI:
         """
         self._check(args, kwargs)
         if not self._started:
-            self._started = True
             return self._first_step(args, kwargs)
-        program = self._program(args, kwargs)
-        if self._keys.shape[1] == 0:
-            self._keys = torch.stack([self._draw_keys(r) for r in range(len(self))])
-        keys, self._keys = self._keys[:, 0], self._keys[:, 1:]
-        return self._report(program(keys, _tensors(args, kwargs)))
+        return self._report(self._program(args, kwargs)(self._next_keys(), tensors_of(args, kwargs)))
 
     def scan(self, *args: Any, **kwargs: Any) -> Tensor:
-        """One step for each entry of the *second* dimension of the arguments, ``[R, steps, ...]``: ``[R, steps]``."""
+        """One step for each entry of the *second* dimension of the arguments, ``[R, steps, ...]``: ``[R, steps]``.
+
+        No step waits for the losses of the one before.
+        """
         self._check(args, kwargs)
-        tensors = _tensors(args, kwargs)
+        tensors = tensors_of(args, kwargs)
         numbers = {t.shape[1] if t.dim() > 1 else -1 for t in tensors}
         if len(numbers) != 1 or numbers == {-1}:
             shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
             raise ValueError(f"scan takes tensors [replicates, steps, ...], but found {shapes}")
 
-        def at(step: int) -> Any:
-            return tree_map(lambda t: t[:, step] if isinstance(t, Tensor) else t, (args, kwargs))
-
-        losses = [self.step(*a, **k) for a, k in (at(step) for step in range(numbers.pop()))]
-        return torch.stack(losses, 1)
+        own_args, own_kwargs = tree_map(lambda t: t[:, 0] if isinstance(t, Tensor) else t, (args, kwargs))
+        losses, begin = [], 0
+        if not self._started:
+            losses, begin = [self._first_step(own_args, own_kwargs).unsqueeze(1)], 1
+        inputs = list(zip(*(t.unbind(1) for t in tensors), strict=True))[begin:]
+        if inputs:
+            program = self._program(own_args, own_kwargs)
+            losses.append(self._report(torch.stack([program(self._next_keys(), values) for values in inputs], 1)))
+        return torch.cat(losses, 1)
 
     def _check(self, args: Any, kwargs: Any) -> None:
-        for tensor in _tensors(args, kwargs):
+        for tensor in tensors_of(args, kwargs):
             if tensor.dim() == 0 or len(tensor) != len(self):
                 raise ValueError(
                     f"found an argument of shape {tuple(tensor.shape)} for {len(self)} replicates: its first dimension "
@@ -166,12 +179,16 @@ class ReplicatedSVI:
             finally:
                 self._random[replicate].set_state(torch.get_rng_state())
 
-    def _draw_keys(self, replicate: int) -> Tensor:
-        random = self._random[replicate]
-        return torch.randint(-(2**31), 2**31, (_KEYS, 2), dtype=torch.int32, generator=random)
+    def _next_keys(self) -> Tensor:
+        if self._keys.shape[1] == 0:
+            draw = partial(torch.randint, -(2**31), 2**31, (_KEYS, 2), dtype=torch.int32)
+            self._keys = torch.stack([draw(generator=random) for random in self._random])
+        keys, self._keys = self._keys[:, 0], self._keys[:, 1:]
+        return keys
 
     def _first_step(self, args: Any, kwargs: Any) -> Tensor:
         """Of each replicate by itself, with all checks."""
+        self._started = True
         losses = []
         for r, (model, guide, optim) in enumerate(zip(self.models, self.guides, self.optims, strict=True)):
             own_args, own_kwargs = _own(r, args, kwargs)
@@ -182,8 +199,11 @@ class ReplicatedSVI:
         return torch.tensor(losses, dtype=torch.float64)
 
     def _program(self, args: Any, kwargs: Any) -> _Together:
-        leaves = tree_leaves((args, kwargs))
-        key = tuple((t.shape, t.dtype, t.device) if isinstance(t, Tensor) else t for t in leaves)
+        leaves, spec = tree_flatten((args, kwargs))
+        modes = tuple(module.training for module in modules_of(self.models[0], self.guides[0]))
+        key = (spec, modes, *((t.shape, t.dtype, t.device) if isinstance(t, Tensor) else t for t in leaves))
+        if not all(update.is_current() for update in self._updates):  # a state was loaded
+            self._programs, self._together, self._updates = {}, {}, []
         if key not in self._programs:
             start = time.perf_counter()
             with pyro.settings.context(module_local_params=True):
@@ -195,7 +215,8 @@ class ReplicatedSVI:
         return program
 
     def _report(self, results: Tensor) -> Tensor:
-        losses, finite = results[:, 0].cpu().double(), results[:, 1].cpu() == 1
+        """Losses of ``results [R, ..., 2]``, with a warning for those that are not finite."""
+        losses, finite = results[..., 0].cpu().double(), (results[..., 1] == 1).reshape(len(self), -1).all(1).cpu()
         new = (self.alive & ~finite).nonzero().flatten().tolist()
         if new:
             self.alive = self.alive & finite
@@ -216,22 +237,20 @@ class _Together:
         owns = [_own(r, args, kwargs) for r in range(len(svi))]
         functions = list(zip(svi.models, svi.guides, svi.losses, strict=True))
         parameters = [parameters_of(*f, *own) for f, own in zip(functions, owns, strict=True)]
-        first = step_program(*functions[0], *owns[0], parameters=parameters[0], optim=svi.optims[0])
-        assert first.update is not None
-        pairs = zip(svi.optims, parameters, strict=True)
-        self.updates = [Update(optim, list(own.values()), first.update.fixed_rates) for optim, own in pairs]
-        self.updates[0] = first.update
-        places = [_places(*args) for args in zip(functions, parameters, self.updates, strict=True)]
+        first = self._first(functions[0], owns[0], parameters)
+        places = [_places(*args) for args in zip(functions, parameters, svi._updates, strict=True)]
         for r, place in enumerate(places[1:], start=1):
             _check_alike(places[0], place, r)
         self.size, self.parts = self._sizes(first)
+        self.device = first._alive.device
         changed = _changed(first.traced)
         paths = {id(value): path for path, value in places[0].items() if isinstance(value, Tensor)}
         self.tensors: list[tuple[Tensor, int | None]] = []  # each with its dimension of replicates
         for tensor in first.traced.tensors:
             if tensor is first._alive:
-                alive = svi._together.setdefault("alive", tensor.new_ones(self.size * self.parts))
-                self.tensors.append((alive, 0))
+                missing = self.size * self.parts - len(svi)
+                alive = torch.cat([svi.alive, svi.alive[-1:].expand(missing)]).to(tensor.device)
+                self.tensors.append((svi._together.setdefault("alive", alive), 0))
                 continue
             path, changes = paths.get(id(tensor)), id(tensor) in changed
             if path is None and changes:
@@ -241,6 +260,25 @@ class _Together:
             self.tensors.append((tensor, None) if all_of_it is None else (all_of_it, 0))
         self._function = self._compile(first)
         self.refresh()
+
+    def _first(self, functions: Any, own: Any, parameters: list[dict[str, Tensor]]) -> Program:
+        """The first replicate's program. The updates of all are made with the first program of all."""
+        svi = self.svi
+        known = svi._updates
+        if not known:
+            first = step_program(*functions, *own, parameters=parameters[0], optim=svi.optims[0])
+            assert first.update is not None
+            pairs = zip(svi.optims[1:], parameters[1:], strict=True)
+            others = [Update(optim, list(p.values()), first.update.fixed_rates) for optim, p in pairs]
+            svi._updates = [first.update, *others]
+            return first
+        for update, found in zip(known, parameters, strict=True):
+            if list(map(id, update.parameters)) != list(map(id, found.values())):
+                raise ValueError(
+                    f"a step on these arguments has the parameters {', '.join(found)}, which are not those of the "
+                    "first step: replicates keep theirs"
+                )
+        return Program(*functions, *own, parameters=parameters[0], update=known[0])
 
     def _sizes(self, first: Program) -> tuple[int, int]:
         """Replicates at once, and how often."""
@@ -254,8 +292,13 @@ class _Together:
             raise ValueError(
                 f"a step of one replicate takes about {memory.peak:,} bytes, but max_memory is {bound:,}: give more"
             )
-        parts = -(-number // (bound // max(1, memory.peak)))
-        return -(-number // parts), parts
+        most = bound // max(1, memory.peak)
+        if "alive" not in self.svi._together:
+            parts = -(-number // most)
+            return -(-number // parts), parts
+        number = len(self.svi._together["alive"])  # and all others have this length
+        size = max(n for n in range(1, min(most, number) + 1) if number % n == 0)
+        return size, number // size
 
     def _all(self, path: str, tensors: list[Tensor], changes: bool) -> Tensor | None:
         """One tensor for all replicates, of which theirs become views if it changes; None if all have the same."""
@@ -286,18 +329,19 @@ class _Together:
         copies = [t if dim is None else t[: self.size].clone() for t, dim in self.tensors]
         with torch.no_grad():
             mapped = torch.vmap(first.traced.out_of_place([first.keys(1)[0], *first.inputs]), in_dims=dims)
-            module = make_fx(lambda *tensors: mapped(*tensors))(*examples, *copies)
+            module = graph_of(lambda *tensors: mapped(*tensors), [*examples, *copies])
         traced = Traced(module, own)
         return torch.no_grad()(module.forward) if self.svi.backend == "eager" else compiled(traced, examples)
 
     def refresh(self) -> None:
         for loss in {id(loss): loss for loss in self.svi.losses}.values():
             loss.refresh()
-        for update in self.updates:  # each has its own learning rates
+        for update in self.svi._updates:  # each has its own learning rates
             update.refresh()
 
-    def __call__(self, keys: Tensor, inputs: list[Tensor]) -> Tensor:
+    def __call__(self, keys: Tensor, inputs: Sequence[Tensor]) -> Tensor:
         missing = self.size * self.parts - len(keys)
+        keys = keys.to(self.device)
         given = [torch.cat([t, t[-1:].expand(missing, *t.shape[1:])]) if missing else t for t in (keys, *inputs)]
         results = []
         for part in range(self.parts):
@@ -308,10 +352,6 @@ class _Together:
 
 
 _BOUND = ("rates.", "loss.")  # what changes between steps
-
-
-def _tensors(args: Any, kwargs: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
 
 
 def _own(replicate: int, args: Any, kwargs: Any) -> tuple[Any, Any]:

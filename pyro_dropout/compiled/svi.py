@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from pyro_dropout.checks import find_nonfinite
-from pyro_dropout.compiled.program import Program, parameters_of, step_program
+from pyro_dropout.compiled.program import Program, parameters_of, step_program, tensors_of
 from pyro_dropout.losses import TraceDropout_ELBO
 
 
@@ -100,12 +100,12 @@ class CompiledSVI(SVI):
             program, inputs = self._program("gradients", args, kwargs)
         if program in (_SEEN, _FAILED):
             return self._plain.step(*args, **kwargs)
+        loss = self._finite(program, program(program.keys(1)[0], inputs), args, kwargs)
         if program.update is None:
-            loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
+            program.accumulate()
             self.optim(list(program.parameters.values()))
             zero_grads(program.parameters.values())
-            return loss
-        return self._finite(program, program(program.keys(1)[0], inputs), args, kwargs)
+        return loss
 
     def scan(self, *args: Any, **kwargs: Any) -> Tensor:
         """One step for each entry of the first dimension of all tensors among the arguments; the losses, ``[steps]``.
@@ -126,7 +126,7 @@ class CompiledSVI(SVI):
         else:
             return torch.tensor(losses, dtype=torch.float64)
         keys = program.keys(len(rows) - len(losses)).unbind()
-        inputs = list(zip(*(leaf.unbind() for leaf in _tensors(args, kwargs)), strict=True))[len(losses) :]
+        inputs = list(zip(*(leaf.unbind() for leaf in tensors_of(args, kwargs)), strict=True))[len(losses) :]
         results = torch.stack([program(key, values) for key, values in zip(keys, inputs, strict=True)])
         finite = results[:, 1].tolist()
         if not all(finite):
@@ -240,10 +240,6 @@ def _rows(args: Any, kwargs: Any) -> list[tuple[Any, Any]]:
         tree_unflatten([leaf if rows is None else rows[i] for leaf, rows in zip(leaves, columns, strict=True)], spec)
         for i in range(numbers.pop())
     ]
-
-
-def _tensors(args: Any, kwargs: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
 
 
 def _first_line(error: Exception) -> str:

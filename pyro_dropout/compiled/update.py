@@ -1,6 +1,6 @@
 """An optimiser's update as a part of a graph.
 
-After graph in the chain randomness → graph → update → svi → replicates.
+After graph in the chain randomness → graph → update → program → svi → replicates.
 """
 
 from __future__ import annotations

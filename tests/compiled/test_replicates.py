@@ -1,11 +1,13 @@
 """Networks that are trained in one step end where each of them alone would."""
 
+import copy
 import math
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
 from pyro.nn import PyroModule
 from torch import nn
 
@@ -157,15 +159,49 @@ def test_a_scan_is_its_steps_and_guides_are_ordinary():
     assert found == pytest.approx(losses[2, -1].item(), rel=0.5)
 
 
-@pytest.mark.slow
-def test_other_batches_share_the_parameters():
-    x, y = data()
-    svi = ReplicatedSVI(concrete, grid(), adam(), seeds=SEEDS, backend="eager")
-    for _ in range(3):
-        svi.step(x, y)
-        svi.step(x[:, :5], y[:, :5])
-    first, second = ({id(t) for t, dim in p.tensors if dim == 0} for p in svi._programs.values())
-    assert len(first & second) > 20  # parameters and what the optimiser keeps of them
+@pytest.mark.parametrize("max_memory", [pytest.param(None, marks=pytest.mark.slow), 5_000])
+def test_other_batches_schedules_states_and_modes(max_memory):
+    """Whatever makes a second graph: a partial batch, parts of another size, evaluation mode, a loaded state.
+
+    At rate 0 nothing is random: steps of another shape are eager ones at first, but for replicates.
+    """
+    (x, y), number = data(), 3
+    x, y, values = x[:number], y[:number], [{**v, "rate": 0.0} for v in grid(norm=True)[:number]]
+    separate_losses = []
+    with pyro.settings.context(module_local_params=True):
+        for r in range(number):
+            pyro.set_rng_seed(SEEDS[r])
+            model, guide = fixed(**values[r])
+            optim = adam()
+            one = CompiledSVI(model, guide, optim, backend="eager", progress=False)
+            separate_losses.append(
+                eventful(lambda rows, one=one, r=r: one.step(x[r, rows], y[r, rows]), [optim], [model])
+            )
+    optims = [adam() for _ in range(number)]
+    svi = ReplicatedSVI(fixed, values, optims, seeds=SEEDS[:number], backend="eager", max_memory=max_memory)
+    losses = eventful(lambda rows: svi.step(x[:, rows], y[:, rows]), optims, svi.models)
+    expected = torch.tensor(separate_losses, dtype=torch.float64).T
+    sizes = [program.size * program.parts for program in svi._programs.values()]
+    assert len(set(sizes)) == 1
+    assert (sizes[0] > number) == bool(max_memory)
+    torch.testing.assert_close(torch.stack(losses), expected, rtol=1e-6, atol=0.0)
+
+
+def eventful(step, optims, models):
+    """The losses of a training with a partial batch, a schedule, a loaded state, and batch norm that stands still."""
+    losses = [step(slice(None)), step(slice(None)), step(slice(0, 3)), step(slice(0, 3))]
+    inner = [o for optim in optims for o in optim.optim_objs.values()]
+    for o in inner:
+        o.param_groups[0]["lr"] *= 0.1
+    losses += [step(slice(None)), step(slice(0, 3))]
+    states = [copy.deepcopy(o.state_dict()) for o in inner]
+    losses += [step(slice(None)) for _ in range(3)]
+    for o, state in zip(inner, states, strict=True):
+        o.load_state_dict(state)
+    losses += [step(slice(None)) for _ in range(3)]
+    for model in models:
+        model.eval()
+    return losses + [step(rows) for rows in (slice(None), slice(0, 3), slice(None))]
 
 
 def test_one_that_is_not_finite_stays_and_the_others_go_on():
@@ -206,6 +242,13 @@ def test_wrong_arguments_raise():
     x, y = data()
     with pytest.raises(ValueError, match="no replicates"):
         ReplicatedSVI(concrete, [], adam())
+    for kwargs, what in (
+        ({"backend": "fast"}, "backend must be .* but found 'fast'"),
+        ({"max_memory": 0}, "max_memory must be a positive number of bytes, but found 0"),
+        ({"loss": Trace_ELBO()}, "traces the losses of pyro_dropout, but found Trace_ELBO"),
+    ):
+        with pytest.raises(ValueError, match=what):
+            ReplicatedSVI(concrete, grid(), adam(), **kwargs)
     for kwargs, what in (({"seeds": [1]}, "1 seeds"), ({"loss": [TraceDropout_ELBO()]}, "1 losses")):
         with pytest.raises(ValueError, match=f"found {what} for 5 replicates"):
             ReplicatedSVI(concrete, grid(), adam(), **kwargs)
