@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from pyro_dropout.distributions import BernoulliMask, ConcreteMask, MaskedDelta
 from pyro_dropout.initialization import init_to_module
+from pyro_dropout.traces import is_traced
 from pyro_dropout.weight import MaskedUnits, MaskedWeight
 
 _SHARED = "shared"  # the name of the logit of a network with one rate
@@ -192,7 +193,7 @@ class DropoutGuide(AutoGuide):
 
     def _loc(self, name: str) -> Tensor:
         loc = _read(self, "locs." + name)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or is_traced():
             return loc
         # Draws that are kept must not change when training goes on; all draws until then share one copy.
         state = (loc.data_ptr(), loc._version)

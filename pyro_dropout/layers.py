@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyro_dropout.traces import is_traced
+
 _LARGE, _ROWS, _DROPPED = 2**18, 256, 0.3  # weights, data, and share of units: where kept units are taken out
 
 
@@ -64,7 +66,10 @@ def _in_draws(input: Tensor, weight: Any) -> bool:
 def _few_kept(weight: Any) -> bool:
     """Whether it pays to take the kept units out: of large layers, where the copies cost less than what they save."""
     return (
-        weight.loc.numel() >= _LARGE and weight.lead[1] >= _ROWS and bool((weight.mask == 0).float().mean() > _DROPPED)
+        weight.loc.numel() >= _LARGE
+        and weight.lead[1] >= _ROWS
+        and not is_traced()
+        and bool((weight.mask == 0).float().mean() > _DROPPED)
     )
 
 

@@ -156,6 +156,14 @@ class TraceDropout_ELBO(ELBO):
         runs = self._batches(self._get_traces(model, guide, args, kwargs))
         return torch.stack([self._negative_elbo(batch) for batch in runs]).sum()
 
+    def set_up(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> None:
+        """The guide's first call, which makes its parameters, and what the loss learns from it.
+
+        It takes no random numbers from later calls, so that training can resume.
+        """
+        with forked_rng():
+            self._look_at(self._trace_guide(guide, args, kwargs)[0], model, guide, args, kwargs)
+
     def refresh(self) -> None:
         """Called before a traced estimate is evaluated again: brings tensors up to date that stand for numbers."""
 
@@ -181,8 +189,7 @@ class TraceDropout_ELBO(ELBO):
 
     def _get_trace(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> Run:
         if self._learned is None:
-            with forked_rng():  # what the first run finds out costs later ones no random numbers: training can resume
-                self._look_at(self._trace_guide(guide, args, kwargs)[0], model, guide, args, kwargs)
+            self.set_up(model, guide, *args, **kwargs)
         guide_trace, draws = self._trace_guide(guide, args, kwargs)
         if self._look_at(guide_trace, model, guide, args, kwargs):
             guide_trace, draws = self._trace_guide(guide, args, kwargs)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from pyro_dropout.checks import plates_of_weights
 from pyro_dropout.losses import Run, TraceDropout_ELBO
-from pyro_dropout.traces import is_traced
 
 _ELEMENTS = 2**24  # of a temporary tensor
 
@@ -60,10 +59,17 @@ class RenyiDropout_ELBO(TraceDropout_ELBO):
 
     def __init__(self, alpha: float | Callable[[], float] = 0.5, num_particles: int = 10, **kwargs: Any) -> None:
         self.alpha = alpha
-        self._traced_alpha = torch.zeros(())
+        self._traced_alpha, self._estimating = torch.zeros(()), False
         if not callable(alpha):
             self._alpha_now()  # a wrong one raises here
         super().__init__(num_particles, **kwargs)
+
+    def estimate(self, *args: Any, **kwargs: Any) -> Tensor:
+        self._estimating = True
+        try:
+            return super().estimate(*args, **kwargs)
+        finally:
+            self._estimating = False
 
     def refresh(self) -> None:
         self._traced_alpha.fill_(self._alpha_now())
@@ -82,11 +88,12 @@ class RenyiDropout_ELBO(TraceDropout_ELBO):
         yield list(runs)  # the logarithm is of all particles
 
     def _data_terms(self, runs: list[Run]) -> tuple[list[Tensor], list[list[Tensor]]]:
-        alpha = self._traced_alpha if is_traced() else self._alpha_now()
         vectorized = self.vectorize_particles and self.num_particles > 1
         terms: list[Tensor] = []
         signals: list[list[Tensor]] = [[] for _ in runs]
         per_run = [self._per_datum(run) for run in runs]
+        device = next((own.device for _, own in per_run[0].values()), None)
+        alpha = self._traced_alpha.to(device) if self._estimating else self._alpha_now()
         for plates, (scale, first) in per_run[0].items():
             learned = self._has_members(first)
             together = [own[plates][1] for own in per_run]
@@ -141,7 +148,7 @@ def _energy(log_likelihood: Tensor, alpha: float | Tensor, dim: int) -> Tensor:
     mean = log_likelihood.mean(dim)
     if isinstance(alpha, Tensor):  # its value is not known yet
         largest, least = log_likelihood.amax(dim, keepdim=True), log_likelihood.amin(dim, keepdim=True)
-        top, safe = torch.where(alpha > 0, largest, least), torch.where(alpha == 0, 1.0, alpha)
+        top, safe = torch.where(alpha >= 0, largest, least), torch.where(alpha == 0, 1.0, alpha)
         return torch.where(alpha == 0, -mean, _energy_below(log_likelihood, safe, top.detach(), dim))
     if alpha == 0 or log_likelihood.shape[dim] == 1:
         return -mean

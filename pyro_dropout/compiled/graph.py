@@ -20,7 +20,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 aten = torch.ops.aten
 _BROADCAST = 32  # entries that a number must be shared by for it to be worth a place in memory
 _CHUNK = 4096  # entries of a thread: a second one costs microseconds
-_CHEAP = {aten.expand.default, aten.full.default, aten.as_strided.default, aten.detach.default, aten.t.default}
 
 
 def _batch_norm(x: Tensor, weight: Any, bias: Any, mean: Any, variance: Any, *options: Any) -> Any:
@@ -83,8 +82,19 @@ def trace(function: Callable[..., Any], inputs: Sequence[Tensor]) -> Traced:
             graph.erase_node(node)
         elif str(node.target).startswith("profiler.") and not node.users:
             graph.erase_node(node)
+        elif _size_depends_on_values(node):
+            raise NotImplementedError(f"the size of what {node.target} returns depends on values")
     graph.eliminate_dead_code()
     return Traced(GraphModule(torch.nn.Module(), graph), [tensor for _, tensor in tensors.values()])
+
+
+def _size_depends_on_values(node: Node) -> bool:
+    if torch.Tag.dynamic_output_shape not in getattr(node.target, "tags", ()):
+        return False
+    if node.target is not aten.index.Tensor:
+        return True
+    indices = [index.meta["val"] for index in node.args[1] if isinstance(index, Node)]  # type: ignore[union-attr]
+    return any(index.dtype in (torch.bool, torch.uint8) for index in indices)
 
 
 def compiled(traced: Traced, inputs: Sequence[Tensor]) -> Callable[..., Any]:
@@ -102,7 +112,7 @@ def _with_shared_numbers(graph: Graph) -> Graph:
     """Puts what many entries share, a bias correction say, into memory: fused, each entry would compute it anew."""
     for node in list(graph.nodes):
         value = node.meta.get("val")
-        if node.op == "call_function" and isinstance(value, Tensor) and node.target not in _CHEAP:
+        if node.op == "call_function" and isinstance(value, Tensor) and not _is_cheap(node):
             users = [user for user in node.users if _entries(user) >= _BROADCAST * max(1, value.numel())]
             users = [user for user in users if _entries(user) and "mm" not in str(user.target)]
             if users:
@@ -113,6 +123,13 @@ def _with_shared_numbers(graph: Graph) -> Graph:
     for node in graph.nodes:
         node.meta.clear()  # tensors of the trace, which the compiler would take for its own
     return graph
+
+
+def _is_cheap(node: Node) -> bool:
+    """Constants, and views: of what they show, the start in memory would be lost too."""
+    schema = getattr(node.target, "_schema", None)
+    views = schema is None or any(r.alias_info and not r.alias_info.is_write for r in schema.returns)
+    return views or node.target is aten.full.default
 
 
 def _entries(node: Node) -> int:

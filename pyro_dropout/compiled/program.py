@@ -5,7 +5,7 @@ After update in the chain randomness → graph → update → program → svi �
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,14 +23,20 @@ from pyro_dropout.losses import TraceDropout_ELBO
 from pyro_dropout.traces import forked_rng
 
 
+def keys(number: int, device: Any = None) -> Tensor:
+    """Of masks and all else that is random, from PyTorch's generator of the CPU, ``[number, 2]``."""
+    return torch.randint(-(2**31), 2**31, (number, 2), dtype=torch.int32).to(device)
+
+
 class Program:
-    """The loss of some arguments; with ``parameters`` its gradients too; with ``update`` a step.
+    """The loss of some arguments; with ``gradients`` of all parameters; with ``update`` a step.
 
     A call returns ``[loss, 1 or 0]``, whether loss and gradients are finite; an update happens only where they are,
     and where all before it were, until :meth:`go_on`.
 
-    :param parameters: those that the loss has, by name.
     :param args, kwargs: arguments of model and guide of the kind that calls will have.
+    :param parameters: those that the loss has, by name.
+    :param modules: of model and guide, also those that only a call shows (:func:`called_modules`).
     """
 
     def __init__(
@@ -41,29 +47,36 @@ class Program:
         args: Any,
         kwargs: Any,
         *,
-        parameters: dict[str, Tensor] | None = None,
+        parameters: dict[str, Tensor],
+        gradients: bool = True,
         update: Update | None = None,
+        modules: Iterable[nn.Module] = (),
     ) -> None:
-        self.model, self.guide, self.loss, self.update = model, guide, loss, update
-        self.parameters = parameters or {}
-        self.modules = modules_of(model, guide)
-        self._modes = [module.training for module in self.modules]
+        self.model, self.guide, self.loss, self.gradients, self.update = model, guide, loss, gradients, update
+        self.parameters = parameters
+        self.modules = modules_of(model, guide, *modules)
         leaves, self._spec = tree_flatten((args, kwargs))
-        self._leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        self.inputs = [leaf.contiguous() for leaf in leaves if isinstance(leaf, Tensor)]
-        device = next(iter(self.parameters.values())).device if self.parameters else None
+        self._leaves = [_INPUT if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        # Copies, as the trace knows tensors by identity: one may be given twice, or belong to the model.
+        given = [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]
+        inputs = [tensor.clone(memory_format=torch.contiguous_format) for tensor in given]
+        device = next(iter(parameters.values())).device if parameters else None
         self._alive = torch.ones((), dtype=torch.bool, device=device)
+        self.examples = [torch.zeros(2, dtype=torch.int32, device=device), *inputs]
         self._with_gradient: list[Tensor] = []  # parameters that the loss depends on
+        store = pyro.get_param_store()._params
+        self._stored = [(name, store[name]) for name in parameters if name in store]
+        self._held = held_by(self.modules)
         others = self.update.tensors if self.update else []
         with unchanged(self.modules, self._alive, *others), pyro.validation_enabled(False):
-            self.traced = trace(self._run, [self.keys(1)[0], *self.inputs])
+            self.traced = trace(self._run, self.examples)
         self._function: Callable[..., Sequence[Tensor]] = torch.no_grad()(self.traced.module.forward)
 
     def compile(self) -> None:
-        self._function = compiled(self.traced, [self.keys(1)[0], *self.inputs])
+        self._function = compiled(self.traced, self.examples)
 
     def __call__(self, key: Tensor, inputs: Sequence[Tensor]) -> Tensor:
-        """Evaluates it once; the gradients of the last call are kept for :meth:`accumulate`."""
+        """Evaluates it once; gradients of the last call are kept for :meth:`accumulate`."""
         inputs = [tensor.contiguous() for tensor in inputs]  # strides are a part of what was compiled
         result, *self._gradients = self._function(key, *inputs, *self.traced.tensors)
         return result
@@ -84,26 +97,26 @@ class Program:
             parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad + gradient
 
     def keys(self, number: int) -> Tensor:
-        """Keys of masks and all else that is random, from PyTorch's generator."""
-        return torch.randint(-(2**31), 2**31, (number, 2), dtype=torch.int32, device=self._alive.device)
+        return keys(number, self._alive.device)
 
     def is_current(self) -> bool:
-        """Whether parameters, the optimiser's state and the modules' modes are those of the trace."""
+        """Whether parameters and buffers are the tensors of the trace, and the optimiser's state too."""
         store = pyro.get_param_store()._params
         return (
-            all(store.get(name, parameter) is parameter for name, parameter in self.parameters.items())
+            all(store.get(name) is parameter for name, parameter in self._stored)
+            and still_held(self._held)
             and (self.update is None or self.update.is_current())
-            and self._modes == [module.training for module in self.modules]
         )
 
     def _run(self, key: Tensor, *inputs: Tensor) -> list[Tensor]:
         given = iter(inputs)
-        leaves = [next(given) if leaf is None else leaf for leaf in self._leaves]
+        leaves = [next(given) if leaf is _INPUT else leaf for leaf in self._leaves]
         args, kwargs = tree_unflatten(leaves, self._spec)
-        if not self.parameters:
+        if not self.gradients:
             with torch.no_grad(), KeyedRandomness(key):
                 loss = self.loss.estimate(self.model, self.guide, *args, **kwargs)
             return [torch.stack([loss, torch.isfinite(loss).to(loss.dtype)])]
+        buffers = [(b, b._version, b.clone()) for m in self.modules for b in m._buffers.values() if b is not None]
         with torch.enable_grad(), KeyedRandomness(key):
             loss = self.loss.estimate(self.model, self.guide, *args, **kwargs)
         found = torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True)
@@ -114,14 +127,46 @@ class Program:
         result = torch.stack([loss.detach(), finite.to(loss.dtype)])
         if self.update is None:
             return [result, *gradients.values()]
-        changed = self.update.tensors
         with torch.no_grad():
-            before = [t.clone() for t in changed]
+            changed = [(t, t.clone()) for t in self.update.tensors]
+            changed += [(b, old) for b, version, old in buffers if b._version != version]
             self.update(found)
-            for t, old in zip(changed, before, strict=True):
+            for t, old in changed:
                 t.copy_(torch.where(finite, t, old))
             self._alive.copy_(finite)
         return [result]
+
+
+def held_by(modules: Iterable[nn.Module]) -> list[tuple[dict, str, Tensor, bool]]:
+    """Parameters and buffers: where they stand, and whether they are learned."""
+    return [
+        (held, name, tensor, tensor.requires_grad)
+        for module in modules
+        for held in (module._parameters, module._buffers)
+        for name, tensor in held.items()
+        if tensor is not None
+    ]
+
+
+def still_held(held: list[tuple[dict, str, Tensor, bool]]) -> bool:
+    return all(place.get(name) is tensor and tensor.requires_grad == learned for place, name, tensor, learned in held)
+
+
+_INPUT = object()  # the place of a tensor among arguments
+
+
+@contextmanager
+def called_modules(found: dict[nn.Module, None]) -> Iterator[None]:
+    """Collects the modules that are called inside: of a model that is a function, nothing else knows them."""
+
+    def collect(module: nn.Module, _: Any) -> None:
+        found[module] = None
+
+    hook = nn.modules.module.register_module_forward_pre_hook(collect)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @contextmanager
@@ -139,12 +184,14 @@ def unchanged(modules: Sequence[nn.Module], *others: Tensor) -> Iterator[None]:
                 t.copy_(copy)
 
 
-def step_program(*functions: Any, parameters: dict[str, Tensor], optim: PyroOptim) -> Program:
+def step_program(
+    *functions: Any, parameters: dict[str, Tensor], optim: PyroOptim, modules: Iterable[nn.Module] = ()
+) -> Program:
     """A program with the optimiser's update, at learning rates that may change if it takes them as tensors."""
     for fixed_rates in (False, True):
         update = Update(optim, list(parameters.values()), fixed_rates)
         try:
-            return Program(*functions, parameters=parameters, update=update)
+            return Program(*functions, parameters=parameters, update=update, modules=modules)
         except Exception:
             if fixed_rates:
                 raise
@@ -156,12 +203,38 @@ def tensors_of(args: Any, kwargs: Any) -> list[Tensor]:
 
 
 def modules_of(*functions: Callable) -> list[nn.Module]:
-    return [part for f in functions if isinstance(f, nn.Module) for part in f.modules()]
+    return list({part: None for f in functions if isinstance(f, nn.Module) for part in f.modules()})
 
 
-def parameters_of(model: Callable, guide: Callable, loss: TraceDropout_ELBO, args: Any, kwargs: Any) -> dict:
-    """Unconstrained parameters of a loss, as ``SVI`` finds them."""
-    with poutine.trace(param_only=True) as capture, unchanged(modules_of(model, guide)):
-        loss.loss(model, guide, *args, **kwargs)
+def parameters_of(
+    model: Callable,
+    guide: Callable,
+    loss: TraceDropout_ELBO,
+    args: Any,
+    kwargs: Any,
+    modules: Iterable[nn.Module] = (),
+) -> dict[str, Tensor]:
+    """Unconstrained parameters of a loss, as ``SVI`` finds them; one that has several names under its first."""
+    with (
+        poutine.trace(param_only=True) as capture,
+        unchanged(modules_of(model, guide, *modules)),
+        torch.no_grad(),
+        pyro.validation_enabled(False),
+    ):
+        loss.estimate(model, guide, *args, **kwargs)
     found = {name: site["value"].unconstrained() for name, site in capture.trace.nodes.items()}
-    return {name: parameter for name, parameter in found.items() if parameter.requires_grad}
+    names = {parameter: name for name, parameter in reversed(found.items()) if parameter.requires_grad}
+    return {name: parameter for name, parameter in found.items() if names.get(parameter) == name}
+
+
+def eager_gradients(
+    model: Callable, guide: Callable, loss: TraceDropout_ELBO, key: Tensor, args: Any, kwargs: Any
+) -> tuple[float, list[Tensor]]:
+    """The loss, with all checks, by the random numbers that a compiled one would have drawn by this key.
+
+    Gradients are added to those of the parameters, which are returned too.
+    """
+    with poutine.trace(param_only=True) as capture, KeyedRandomness(key):
+        value = loss.loss_and_grads(model, guide, *args, **kwargs)
+    found = (site["value"].unconstrained() for site in capture.trace.nodes.values())
+    return value, list(dict.fromkeys(parameter for parameter in found if parameter.requires_grad))

@@ -84,12 +84,13 @@ class KeyedRandomness(TorchDispatchMode):
         return pcg4d(self.key, counter, self.calls)
 
     def uniform(self, shape: Any, dtype: torch.dtype | None = None) -> Tensor:
-        """In [0, 1), with 24 random bits, or 53 for float64."""
+        """In [0, 1), with as many random bits as the type holds, at most 24, or 53 for float64."""
         dtype = dtype or torch.get_default_dtype()
         high, low = self.words(shape)
         if dtype == torch.float64:
             return (_shifted(high, 5).to(dtype) * 2.0**26 + _shifted(low, 6).to(dtype)) * 2.0**-53
-        return (_shifted(high, 8).to(torch.float32) * 2.0**-24).to(dtype)
+        bits = {torch.float16: 11, torch.bfloat16: 8}.get(dtype, 24)  # more would round up to 1
+        return (_shifted(high, 32 - bits).to(torch.float32) * 2.0**-bits).to(dtype)
 
     def normal(self, shape: Any, dtype: torch.dtype | None = None) -> Tensor:
         """Box and Muller's, from the two words of each counter."""

@@ -5,26 +5,37 @@ Last in the chain randomness → graph → update → program → svi → replic
 
 from __future__ import annotations
 
+import functools
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import pyro
-import pyro.poutine as poutine
 import torch
-from pyro.infer import SVI
+from pyro.infer.util import zero_grads
 from pyro.optim import PyroOptim
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from pyro_dropout.compiled.differences import parts
 from pyro_dropout.compiled.graph import Traced, compiled, graph_of
-from pyro_dropout.compiled.program import Program, modules_of, parameters_of, step_program, tensors_of
+from pyro_dropout.compiled.program import (
+    Program,
+    called_modules,
+    eager_gradients,
+    held_by,
+    keys,
+    modules_of,
+    parameters_of,
+    step_program,
+    still_held,
+    tensors_of,
+)
 from pyro_dropout.compiled.svi import announce
 from pyro_dropout.compiled.update import Update
+from pyro_dropout.guides import DropoutGuide
 from pyro_dropout.losses import TraceDropout_ELBO
 from pyro_dropout.memory import PeakMemory
 from pyro_dropout.traces import forked_rng
@@ -41,8 +52,9 @@ class ReplicatedSVI:
     have a first dimension for the replicates. Each draws its masks from a seed of its own, so that it ends where a
     :class:`~pyro_dropout.CompiledSVI` after ``pyro.set_rng_seed(seeds[r])`` ends, up to rounding.
 
-    Afterwards, and between steps, ``models`` and ``guides`` are ordinary ones: their parameters are views of what all
-    train in common.
+    Afterwards, and between steps, ``models`` and ``guides`` are ordinary ones: parameters and buffers are views of what
+    all train in common, and belong to their modules (not to Pyro's parameter store). Other tensors are taken as they
+    are at the second step.
 
     :param make: a function of hyperparameters that returns model and guide. Their parameters belong to modules.
     :param hyperparameters: of each replicate, a mapping of names to values. What ``make`` does with ``seeds[r]``
@@ -116,6 +128,9 @@ class ReplicatedSVI:
         self._keys = torch.zeros(number, 0, 2, dtype=torch.int32)
         self._programs: dict[Any, _Together] = {}
         self._updates: list[Update] = []
+        self._modules: list[list[nn.Module]] = []  # of each replicate, once it was called
+        self._held: list[Any] = []
+        self._snapshots: list[dict] = []  # of guides, of parameters before the last step
         self._started = False
         self._together: dict[str, Tensor] = {}  # of all replicates, by path; theirs are views
         self.alive = torch.ones(number, dtype=torch.bool)  # whose losses were finite so far
@@ -123,8 +138,8 @@ class ReplicatedSVI:
         for r, values in enumerate(hyperparameters):
             with self._numbers_of(r):
                 model, guide = make(**values)
-            self.models.append(model)
-            self.guides.append(guide)
+            self.models.append(_local(model))
+            self.guides.append(_local(guide))
 
     def __len__(self) -> int:
         return len(self.models)
@@ -132,7 +147,8 @@ class ReplicatedSVI:
     def step(self, *args: Any, **kwargs: Any) -> Tensor:
         """A step of each replicate on its own entry of the arguments; estimates of their losses, ``[R]``.
 
-        A loss that is not finite leaves its replicate as it was, for good, with a warning.
+        A loss that is not finite leaves its replicate as it was, for good, with a warning. At the first step, which
+        each takes by itself, it raises, and none has stepped. :meth:`scan` is faster.
         """
         self._check(args, kwargs)
         if not self._started:
@@ -181,37 +197,62 @@ class ReplicatedSVI:
 
     def _next_keys(self) -> Tensor:
         if self._keys.shape[1] == 0:
-            draw = partial(torch.randint, -(2**31), 2**31, (_KEYS, 2), dtype=torch.int32)
+            draw = functools.partial(torch.randint, -(2**31), 2**31, (_KEYS, 2), dtype=torch.int32)
             self._keys = torch.stack([draw(generator=random) for random in self._random])
         keys, self._keys = self._keys[:, 0], self._keys[:, 1:]
         return keys
 
     def _first_step(self, args: Any, kwargs: Any) -> Tensor:
         """Of each replicate by itself, with all checks."""
-        self._started = True
-        losses = []
-        for r, (model, guide, optim) in enumerate(zip(self.models, self.guides, self.optims, strict=True)):
+        losses: list[float] = []
+        parameters: list[list[Tensor]] = []
+        called: list[dict[nn.Module, None]] = []
+        device = next((tensor.device for tensor in tensors_of(args, kwargs)), None)
+        for r, (model, guide, elbo) in enumerate(zip(self.models, self.guides, self.losses, strict=True)):
             own_args, own_kwargs = _own(r, args, kwargs)
+            found: dict[nn.Module, None] = {}
+            try:
+                with self._numbers_of(r), called_modules(found):
+                    elbo.set_up(model, guide, *own_args, **own_kwargs)
+                    loss, own = eager_gradients(model, guide, elbo, keys(1, device)[0], own_args, own_kwargs)
+            except Exception as error:
+                for tensors in parameters:
+                    zero_grads(tensors)
+                error.add_note(f"in replicate {r} ({dict(self.hyperparameters[r])}), at the first step of all")
+                raise
+            losses.append(loss)
+            parameters.append(own)
+            called.append(found)
+        for r, (optim, own) in enumerate(zip(self.optims, parameters, strict=True)):
             with self._numbers_of(r):
-                with forked_rng():  # where a loss that is its alone would set the guide up
-                    poutine.block(guide)(*own_args, **own_kwargs)
-                losses.append(SVI(model, guide, optim, self.losses[r]).step(*own_args, **own_kwargs))
+                optim(own)
+            zero_grads(own)
+        self._started = True
+        functions = zip(self.models, self.guides, called, strict=True)
+        self._modules = [modules_of(model, guide, *found) for model, guide, found in functions]
         return torch.tensor(losses, dtype=torch.float64)
 
     def _program(self, args: Any, kwargs: Any) -> _Together:
         leaves, spec = tree_flatten((args, kwargs))
-        modes = tuple(module.training for module in modules_of(self.models[0], self.guides[0]))
+        modes, *others = (tuple(module.training for module in own) for own in self._modules)
+        if any(len(other) == len(modes) and other != modes for other in others):
+            raise ValueError("some replicates are in training mode and others are not: they share one graph")
         key = (spec, modes, *((t.shape, t.dtype, t.device) if isinstance(t, Tensor) else t for t in leaves))
-        if not all(update.is_current() for update in self._updates):  # a state was loaded
+        if not still_held(self._held) or not all(update.is_current() for update in self._updates):
             self._programs, self._together, self._updates = {}, {}, []
         if key not in self._programs:
             start = time.perf_counter()
             with pyro.settings.context(module_local_params=True):
                 self._programs[key] = _Together(self, args, kwargs)
+            self._held = held_by(module for own in self._modules for module in own)
+            guides = {part for guide in self.guides for part in modules_of(guide) if isinstance(part, DropoutGuide)}
+            self._snapshots = [guide._snapshots for guide in guides]
             if self.progress and self.backend == "inductor":
                 announce("ReplicatedSVI: compiled a step", args, kwargs, time.perf_counter() - start)
         program = self._programs[key]
         program.refresh()
+        for snapshots in self._snapshots:  # parameters change without their knowing, as views
+            snapshots.clear()
         return program
 
     def _report(self, results: Tensor) -> Tensor:
@@ -236,8 +277,11 @@ class _Together:
         self.svi = svi
         owns = [_own(r, args, kwargs) for r in range(len(svi))]
         functions = list(zip(svi.models, svi.guides, svi.losses, strict=True))
-        parameters = [parameters_of(*f, *own) for f, own in zip(functions, owns, strict=True)]
+        zipped = zip(functions, owns, svi._modules, strict=True)
+        parameters = [parameters_of(*f, *own, modules) for f, own, modules in zipped]
         first = self._first(functions[0], owns[0], parameters)
+        self._copied: list[tuple[Tensor, list[Tensor]]] = []
+        self._buffers = {id(b) for modules in svi._modules for m in modules for b in m._buffers.values()}
         places = [_places(*args) for args in zip(functions, parameters, svi._updates, strict=True)]
         for r, place in enumerate(places[1:], start=1):
             _check_alike(places[0], place, r)
@@ -266,7 +310,9 @@ class _Together:
         svi = self.svi
         known = svi._updates
         if not known:
-            first = step_program(*functions, *own, parameters=parameters[0], optim=svi.optims[0])
+            first = step_program(
+                *functions, *own, parameters=parameters[0], optim=svi.optims[0], modules=svi._modules[0]
+            )
             assert first.update is not None
             pairs = zip(svi.optims[1:], parameters[1:], strict=True)
             others = [Update(optim, list(p.values()), first.update.fixed_rates) for optim, p in pairs]
@@ -278,7 +324,7 @@ class _Together:
                     f"a step on these arguments has the parameters {', '.join(found)}, which are not those of the "
                     "first step: replicates keep theirs"
                 )
-        return Program(*functions, *own, parameters=parameters[0], update=known[0])
+        return Program(*functions, *own, parameters=parameters[0], update=known[0], modules=svi._modules[0])
 
     def _sizes(self, first: Program) -> tuple[int, int]:
         """Replicates at once, and how often."""
@@ -287,7 +333,7 @@ class _Together:
             return number, 1
         copies = [t.detach().clone() for t in first.traced.tensors]
         with torch.no_grad(), PeakMemory() as memory:
-            first.traced.module(first.keys(1)[0], *first.inputs, *copies)
+            first.traced.module(*first.examples, *copies)
         if memory.peak > bound:
             raise ValueError(
                 f"a step of one replicate takes about {memory.peak:,} bytes, but max_memory is {bound:,}: give more"
@@ -303,13 +349,20 @@ class _Together:
     def _all(self, path: str, tensors: list[Tensor], changes: bool) -> Tensor | None:
         """One tensor for all replicates, of which theirs become views if it changes; None if all have the same."""
         known = self.svi._together
+        different = len({id(t) for t in tensors})
+        if path.startswith("loss.") and different > 1:  # of which some may be the same
+            stack = torch.stack([*tensors, *[tensors[-1]] * (self.size * self.parts - len(tensors))])
+            self._copied.append((stack, tensors))
+            return stack
         if path in known:
             return known[path]
-        if len(tensors) > 1 and all(t is tensors[0] for t in tensors):
-            if changes:
-                raise ValueError(f"all replicates have one {path}, which every step changes: make one for each")
+        bound = changes or path.startswith("rates.") or id(tensors[0]) in self._buffers
+        if changes and different < len(tensors):
+            raise ValueError(f"several replicates have one {path}, which every step changes: make one for each")
+        if different == 1 and len(tensors) > 1:
             return None
-        bound = changes or path.startswith(_BOUND)
+        if bound and different < len(tensors):
+            raise ValueError(f"some replicates have one {path}, others have not: make one for each, or one for all")
         if not bound and all(torch.equal(t, tensors[0]) for t in tensors[1:]):
             return None
         padding = [tensors[-1]] * (self.size * self.parts - len(tensors))
@@ -323,12 +376,12 @@ class _Together:
         return stack
 
     def _compile(self, first: Program) -> Callable[..., Any]:
-        dims = (0,) * (1 + len(first.inputs)) + tuple(dim for _, dim in self.tensors)
-        examples = [first.keys(self.size), *(t.expand(self.size, *t.shape).contiguous() for t in first.inputs)]
+        dims = (0,) * len(first.examples) + tuple(dim for _, dim in self.tensors)
+        examples = [t.expand(self.size, *t.shape).contiguous() for t in first.examples]
         own = [t if dim is None else t[: self.size] for t, dim in self.tensors]
         copies = [t if dim is None else t[: self.size].clone() for t, dim in self.tensors]
         with torch.no_grad():
-            mapped = torch.vmap(first.traced.out_of_place([first.keys(1)[0], *first.inputs]), in_dims=dims)
+            mapped = torch.vmap(first.traced.out_of_place(first.examples), in_dims=dims)
             module = graph_of(lambda *tensors: mapped(*tensors), [*examples, *copies])
         traced = Traced(module, own)
         return torch.no_grad()(module.forward) if self.svi.backend == "eager" else compiled(traced, examples)
@@ -336,6 +389,8 @@ class _Together:
     def refresh(self) -> None:
         for loss in {id(loss): loss for loss in self.svi.losses}.values():
             loss.refresh()
+        for stack, tensors in self._copied:
+            stack[: len(tensors)] = torch.stack(tensors)
         for update in self.svi._updates:  # each has its own learning rates
             update.refresh()
 
@@ -351,7 +406,32 @@ class _Together:
         return torch.cat(results)[: len(keys)]
 
 
-_BOUND = ("rates.", "loss.")  # what changes between steps
+def _local(function: Any) -> Any:
+    """Its parameters belong to its modules, also outside of ``pyro.settings.context(module_local_params=True)``.
+
+    Pyro's global store, by names, would take those of all replicates for one.
+    """
+    if not isinstance(function, nn.Module):
+
+        @functools.wraps(function)
+        def local(*args: Any, **kwargs: Any) -> Any:
+            with pyro.settings.context(module_local_params=True):
+                return function(*args, **kwargs)
+
+        return local
+    function.register_forward_pre_hook(_enter)
+    function.register_forward_hook(_leave, always_call=True)
+    return function
+
+
+def _enter(module: nn.Module, _: Any) -> None:
+    context = pyro.settings.context(module_local_params=True)
+    context.__enter__()
+    module.__dict__.setdefault("_local", []).append(context)
+
+
+def _leave(module: nn.Module, *_: Any) -> None:
+    module.__dict__["_local"].pop().__exit__(None, None, None)
 
 
 def _own(replicate: int, args: Any, kwargs: Any) -> tuple[Any, Any]:

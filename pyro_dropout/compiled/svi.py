@@ -12,15 +12,26 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+import pyro.poutine as poutine
 import torch
 from pyro.infer import SVI
 from pyro.infer.util import zero_grads
 from pyro.optim import PyroOptim
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from pyro_dropout.checks import find_nonfinite
-from pyro_dropout.compiled.program import Program, parameters_of, step_program, tensors_of
+from pyro_dropout.compiled.program import (
+    Program,
+    called_modules,
+    eager_gradients,
+    keys,
+    modules_of,
+    parameters_of,
+    step_program,
+    tensors_of,
+)
+from pyro_dropout.compiled.randomness import KeyedRandomness
 from pyro_dropout.losses import TraceDropout_ELBO
 
 
@@ -35,10 +46,12 @@ class CompiledSVI(SVI):
     difference.
 
     What the trace saw holds until it is made again: for arguments of another shape, dtype or device, for other
-    arguments that are no tensors, for modules in another mode (``train``, ``eval``). A number that changes at every
-    step must be a tensor, else every step is compiled; learning rates and α are taken care of. What cannot be traced,
-    such as a model that branches on values, runs eagerly, with a warning that says why. An optimiser that counts
-    outside of tensors (Pyro's ``ClippedAdam``) runs beside compiled gradients.
+    arguments that are no tensors, for modules in another mode (``train``, ``eval``), for parameters, buffers or an
+    optimiser's state that are replaced. Other attributes of a model are taken as the trace saw them: what changes
+    between steps must be an argument or a buffer. Learning rates and α are taken care of. What cannot be traced, such
+    as a model that branches on values, runs eagerly, with a warning that says why. An optimiser that counts outside
+    of tensors (Pyro's ``ClippedAdam``), or whose learning rate must be a number and changes (SGD with a schedule),
+    runs beside compiled gradients.
 
     :param model: a Pyro model.
     :param guide: its guide.
@@ -91,20 +104,33 @@ class CompiledSVI(SVI):
         self._plain = SVI(model, guide, optim, loss)
         self.loss_and_grads = self._loss_and_grads
         self._programs: dict[Any, Any] = {}
+        self._called: dict[nn.Module, None] = {}
+        self._modules: list[nn.Module] = []  # all that are known
+        self._has_gradients = False  # that loss_and_grads left for the next step
+        self._changed_options = 0
         self._warned, self._said = False, dict[str, int]()
 
     def step(self, *args: Any, **kwargs: Any) -> float:
         """A step, and its estimate of the loss."""
-        program, inputs = self._program("step", args, kwargs)
-        if program is _FAILED:  # perhaps the update alone
-            program, inputs = self._program("gradients", args, kwargs)
-        if program in (_SEEN, _FAILED):
-            return self._plain.step(*args, **kwargs)
-        loss = self._finite(program, program(program.keys(1)[0], inputs), args, kwargs)
-        if program.update is None:
+        kind = "gradients" if self._has_gradients else "step"
+        program, inputs = self._program(kind, args, kwargs)
+        if program is _FAILED and kind == "step":  # perhaps the update alone
+            kind = "gradients"
+            program, inputs = self._program(kind, args, kwargs)
+        if program is None:
+            loss, parameters = self._first(kind, args, kwargs)
+        elif program is _FAILED:
+            loss, parameters = self._plain.step(*args, **kwargs), []
+        else:
+            loss = self._finite(program, program(program.keys(1)[0], inputs), args, kwargs)
+            if program.update is not None:
+                return loss
             program.accumulate()
-            self.optim(list(program.parameters.values()))
-            zero_grads(program.parameters.values())
+            parameters = list(program.parameters.values())
+        if parameters:
+            self.optim(parameters)
+            zero_grads(parameters)
+        self._has_gradients = False
         return loss
 
     def scan(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -117,17 +143,23 @@ class CompiledSVI(SVI):
         """
         rows = _rows(args, kwargs)
         losses: list[float] = []
-        for arguments in rows:
+        for i, arguments in enumerate(rows):
             program, _ = self._program("step", *arguments)
-            if program not in (_SEEN, _FAILED):
+            if isinstance(program, Program) and not self._has_gradients:
                 break
-            step = self._plain.step if program is _SEEN else self.step
-            losses.append(step(*arguments[0], **arguments[1]))  # the first one, or all
+            try:
+                losses.append(self.step(*arguments[0], **arguments[1]))  # the first one, or all
+            except ValueError as error:
+                raise ValueError(f"step {i} of {len(rows)}: {error}") from error
         else:
             return torch.tensor(losses, dtype=torch.float64)
-        keys = program.keys(len(rows) - len(losses)).unbind()
         inputs = list(zip(*(leaf.unbind() for leaf in tensors_of(args, kwargs)), strict=True))[len(losses) :]
-        results = torch.stack([program(key, values) for key, values in zip(keys, inputs, strict=True)])
+        called = []
+        for key, values in zip(program.keys(len(inputs)).unbind(), inputs, strict=True):
+            if called:
+                program.refresh()
+            called.append(program(key, values))
+        results = torch.stack(called)
         finite = results[:, 1].tolist()
         if not all(finite):
             failed = len(losses) + finite.index(0.0)
@@ -138,20 +170,57 @@ class CompiledSVI(SVI):
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
         """An estimate of the loss."""
         program, inputs = self._program("loss", args, kwargs)
-        if program in (_SEEN, _FAILED):
+        if program is None:
+            return self._first("loss", args, kwargs)[0]
+        if program is _FAILED:
             return self._plain.evaluate_loss(*args, **kwargs)
         return self._finite(program, program(program.keys(1)[0], inputs), args, kwargs)
 
     def _loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """An estimate of the loss, whose gradient is added to the parameters' ``grad``."""
-        program: Any = _FAILED
-        if model is self.model and guide is self.guide:
-            program, inputs = self._program("gradients", args, kwargs)
-        if program in (_SEEN, _FAILED):
+        if model is not self.model or guide is not self.guide:
+            return self.elbo.loss_and_grads(model, guide, *args, **kwargs)
+        self._has_gradients = True
+        program, inputs = self._program("gradients", args, kwargs)
+        if program is None:
+            return self._first("gradients", args, kwargs)[0]
+        if program is _FAILED:
             return self.elbo.loss_and_grads(model, guide, *args, **kwargs)
         loss = self._finite(program, program(program.keys(1)[0], inputs), args, kwargs)
         program.accumulate()
         return loss
+
+    def _first(self, kind: str, args: Any, kwargs: Any) -> tuple[float, list[Tensor]]:
+        """Eagerly, with all checks: the loss, and the parameters, which then have gradients."""
+        functions = (self.model, self.guide)
+        if not self._modules:
+            with called_modules(self._called):
+                self.elbo.set_up(*functions, *args, **kwargs)
+        before = torch.get_rng_state()
+        tensors = [p for m in modules_of(*functions, *self._called) for p in m.parameters()] + tensors_of(args, kwargs)
+        key = keys(1, tensors[0].device if tensors else None)[0]
+        failed, result = "", (math.nan, list[Tensor]())
+        with called_modules(self._called):
+            try:
+                if kind == "loss":
+                    with torch.no_grad(), KeyedRandomness(key):
+                        result = self.elbo.loss(*functions, *args, **kwargs), []
+                else:
+                    result = eager_gradients(*functions, self.elbo, key, args, kwargs)
+            except NotImplementedError as error:
+                failed = _first_line(error)
+        self._modules = modules_of(*functions, *self._called)
+        for also in {kind, "gradients"} if kind == "step" else {kind}:
+            self._programs[self._key(also, args, kwargs)[0]] = _FAILED if failed else _SEEN
+        if not failed:
+            return result
+        self._warn(f"the model or its guide cannot be traced ({failed})")
+        torch.set_rng_state(before)
+        if kind == "loss":
+            return self._plain.evaluate_loss(*args, **kwargs), []
+        with poutine.trace(param_only=True) as capture:
+            loss = self.elbo.loss_and_grads(*functions, *args, **kwargs)
+        return loss, list({site["value"].unconstrained(): None for site in capture.trace.nodes.values()})
 
     def _finite(self, program: Program, result: Tensor, args: Any, kwargs: Any, where: str = "") -> float:
         loss, finite = result.tolist()
@@ -162,25 +231,29 @@ class CompiledSVI(SVI):
         culprit = find_nonfinite(self.model, self.guide, args, kwargs)
         raise ValueError(f"{where}{f'{culprit}: ' if culprit else ''}{what}; parameters were not changed")
 
-    def _program(self, kind: str, args: Any, kwargs: Any) -> tuple[Any, list[Tensor]]:
-        """What was compiled for such arguments, or that they were seen, or cannot be; and the tensors among them."""
+    def _key(self, kind: str, args: Any, kwargs: Any) -> tuple[Any, list[Tensor]]:
+        """What a program is made for, and the tensors among the arguments."""
         leaves: Any
         spec: Any
         flat = not kwargs and all(type(a) is Tensor for a in args)  # soon known
         leaves, spec = (args, None) if flat else tree_flatten((args, kwargs))
         inputs = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         kinds = tuple((leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf for leaf in leaves)
-        key = (kind, spec, kinds)
+        return (kind, spec, kinds, tuple(module.training for module in self._modules)), inputs
+
+    def _program(self, kind: str, args: Any, kwargs: Any) -> tuple[Any, list[Tensor]]:
+        """What was compiled for such arguments, None if they are new, or that it cannot be; the tensors among them."""
+        key, inputs = self._key(kind, args, kwargs)
         try:
             program = self._programs.get(key)
         except TypeError as error:
             self._warn(f"an argument is neither a tensor nor can it be compared ({error})")
             return _FAILED, inputs
         if program is _SEEN:
-            program = self._build(kind, args, kwargs)
-        elif program is None or (program is not _FAILED and not program.is_current()):
-            program = _SEEN
-        self._programs[key] = program
+            program = self._programs[key] = self._build(kind, args, kwargs)
+        elif isinstance(program, Program) and not program.is_current():
+            self._changed_options += program.update is not None and not program.update.same_options()
+            program = None
         if isinstance(program, Program):
             program.refresh()
         return program, inputs
@@ -188,17 +261,21 @@ class CompiledSVI(SVI):
     def _build(self, kind: str, args: Any, kwargs: Any) -> Any:
         start = time.perf_counter()
         functions = (self.model, self.guide, self.elbo, args, kwargs)
+        modules = self._modules
+        if kind == "step" and self._changed_options > 2:
+            self._warn("the optimiser's options change, which are a part of what is compiled", "the update")
+            return _FAILED
         try:
-            parameters = parameters_of(*functions) if kind != "loss" else {}
+            parameters = parameters_of(*functions, modules)
             if kind == "step":
-                program = step_program(*functions, parameters=parameters, optim=self.optim)
+                program = step_program(*functions, parameters=parameters, optim=self.optim, modules=modules)
             else:
-                program = Program(*functions, parameters=parameters)
+                program = Program(*functions, parameters=parameters, gradients=kind != "loss", modules=modules)
         except Exception as error:
             reason, what = "the model or its guide", "everything"
             if kind == "step":
                 with suppress(Exception):
-                    Program(*functions, parameters=parameters)
+                    Program(*functions, parameters=parameters, modules=modules)
                     reason, what = "the optimiser's update", "the update"
             self._warn(f"{reason} cannot be traced ({_first_line(error)})", what)
             return _FAILED
@@ -224,7 +301,7 @@ class CompiledSVI(SVI):
             announce(f"CompiledSVI: compiled a {kind}", args, kwargs, seconds, again)
 
 
-_SEEN, _FAILED = "seen", "failed"  # arguments of which the next will be compiled, and which cannot be
+_SEEN, _FAILED = "seen", "failed"  # the next will be compiled; cannot be
 
 
 def _rows(args: Any, kwargs: Any) -> list[tuple[Any, Any]]:

@@ -40,6 +40,7 @@ class Update:
             (groups, torch.tensor(rate, dtype=torch.float64, device=device)) for rate, groups in alike.items()
         ]
         self._last = list(alike)
+        self._options = [_options(group) for group in self.groups]
         for state, parameter in zip(self.states, parameters, strict=True):
             count = state[parameter].get("step")
             if isinstance(count, Tensor):  # 1 - 0.999^count needs more than float32
@@ -52,12 +53,23 @@ class Update:
         return [*self.parameters, *(t for state in states for t in state.values() if isinstance(t, Tensor))]
 
     def is_current(self) -> bool:
-        """Whether the optimisers hold these tensors still (a state that was loaded comes in new ones), and groups that
-        had one learning rate have one."""
-        return all(o.state is state for o, state in zip(self.optimisers, self.states, strict=True)) and all(
+        """Whether the optimisers hold these tensors still (a state that was loaded comes in new ones), with the options
+        that are a part of the graph."""
+        return (
+            all(o.state is state for o, state in zip(self.optimisers, self.states, strict=True)) and self.same_options()
+        )
+
+    def same_options(self) -> bool:
+        """Whether groups that had one learning rate have one, and all else of them is as it was."""
+        rates = zip(self.rates, self._last, strict=True)
+        return all(
             group["lr"] == (last if self.fixed_rates else groups[0]["lr"])
-            for (groups, _), last in zip(self.rates, self._last, strict=True)
+            for (groups, _), last in rates
             for group in groups
+        ) and all(
+            group[key] == value
+            for group, options in zip(self.groups, self._options, strict=True)
+            for key, value in options.items()
         )
 
     def refresh(self) -> None:
@@ -88,7 +100,7 @@ class Update:
 
     def _contents(self) -> list[dict[str, Any]]:
         states = [dict(state[p]) for state, p in zip(self.states, self.parameters, strict=True)]
-        return states + [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in self.groups]
+        return states + [_options(group) for group in self.groups]
 
     @contextmanager
     def _capturable(self) -> Iterator[None]:
@@ -106,6 +118,10 @@ class Update:
         finally:
             for group, options in zip(self.groups, before, strict=True):
                 group.update(options)
+
+
+def _options(group: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key not in ("params", "lr", "initial_lr")}
 
 
 def _differ(old: dict[str, Any], new: dict[str, Any]) -> bool:
