@@ -6,7 +6,7 @@ Last in the chain weight → distributions → guides → losses.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import pyro.distributions as dist
@@ -161,8 +161,10 @@ class TraceDropout_ELBO(ELBO):
 
         It takes no random numbers from later calls, so that training can resume.
         """
-        with forked_rng():
+        with forked_rng(), _naming_culprits(model, guide, args, kwargs):
             self._look_at(self._trace_guide(guide, args, kwargs)[0], model, guide, args, kwargs)
+            if self.vectorize_particles and self.max_plate_nesting == float("inf"):
+                self._guess_max_plate_nesting(model, guide, args, kwargs)
 
     def refresh(self) -> None:
         """Called before a traced estimate is evaluated again: brings tensors up to date that stand for numbers."""
@@ -171,17 +173,12 @@ class TraceDropout_ELBO(ELBO):
         self, model: Callable, guide: Callable, args: Any, kwargs: Any
     ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         """Losses that add up to the estimate, each finite, with the parameters they depend on."""
-        try:
+        with _naming_culprits(model, guide, args, kwargs):
             for runs in self._batches(self._get_traces(model, guide, args, kwargs)):
                 loss = self._negative_elbo(runs)
                 if not bool(torch.isfinite(loss)):
                     raise ValueError(f"the loss is {torch_item(loss)}; parameters were not changed")
                 yield loss, _parameters(runs)
-        except ValueError as error:
-            culprit = find_nonfinite(model, guide, args, kwargs)
-            if culprit:
-                raise ValueError(f"{culprit}; parameters were not changed ({error})") from error
-            raise
 
     def _batches(self, runs: Iterator[Run]) -> Iterator[list[Run]]:
         """The runs that have to be evaluated together: here, as the ELBO is linear in particles, each alone."""
@@ -387,6 +384,18 @@ def _entropy(site: Any) -> Tensor:
             "be ignored here: use Trace_ELBO, or BernoulliMask"
         )
     return -fn.log_prob(site["value"])
+
+
+@contextmanager
+def _naming_culprits(model: Callable, guide: Callable, args: Any, kwargs: Any) -> Iterator[None]:
+    """What is wrong with a value is said of what it came from."""
+    try:
+        yield
+    except ValueError as error:
+        culprit = find_nonfinite(model, guide, args, kwargs)
+        if culprit:
+            raise ValueError(f"{culprit}; parameters were not changed ({error})") from error
+        raise
 
 
 def _parameters(runs: list[Run]) -> dict[str, Tensor]:

@@ -116,7 +116,7 @@ class Program:
             with torch.no_grad(), KeyedRandomness(key):
                 loss = self.loss.estimate(self.model, self.guide, *args, **kwargs)
             return [torch.stack([loss, torch.isfinite(loss).to(loss.dtype)])]
-        buffers = [(b, b._version, b.clone()) for m in self.modules for b in m._buffers.values() if b is not None]
+        buffers = [[(b, b._version, b.clone()) for b in m._buffers.values() if b is not None] for m in self.modules]
         with torch.enable_grad(), KeyedRandomness(key):
             loss = self.loss.estimate(self.model, self.guide, *args, **kwargs)
         found = torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True)
@@ -129,7 +129,9 @@ class Program:
             return [result, *gradients.values()]
         with torch.no_grad():
             changed = [(t, t.clone()) for t in self.update.tensors]
-            changed += [(b, old) for b, version, old in buffers if b._version != version]
+            for own in buffers:  # a batch norm's count says that the rest has changed too
+                if any(b._version != version for b, version, _ in own):
+                    changed += [(b, old) for b, _, old in own]
             self.update(found)
             for t, old in changed:
                 t.copy_(torch.where(finite, t, old))

@@ -154,7 +154,7 @@ class CompiledSVI(SVI):
         else:
             return torch.tensor(losses, dtype=torch.float64)
         inputs = list(zip(*(leaf.unbind() for leaf in tensors_of(args, kwargs)), strict=True))[len(losses) :]
-        called = []
+        called: list[Tensor] = []
         for key, values in zip(program.keys(len(inputs)).unbind(), inputs, strict=True):
             if called:
                 program.refresh()

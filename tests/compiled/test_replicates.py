@@ -2,16 +2,19 @@
 
 import copy
 import math
+from functools import partial
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Trace_ELBO
+from pyro.infer.autoguide import AutoNormal, init_to_sample
 from pyro.nn import PyroModule
 from torch import nn
 
-from models.regression import mlp
+from models.regression import Regression, mlp
 from pyro_dropout import (
     AutoBernoulliDropout,
     AutoConcreteDropout,
@@ -84,7 +87,33 @@ def separate(make, values, seed, x, y, loss, optim):
         model, guide = make(**values)
         svi = CompiledSVI(model, guide, optim, loss, backend="eager", progress=False)
         losses = torch.tensor([svi.step(x, y) for _ in range(STEPS)], dtype=torch.float64)
-    return losses, {**guide.state_dict(), **model.state_dict()}
+    return losses, state(model, guide)
+
+
+def state(model, guide):
+    return {**guide.state_dict(), **getattr(model, "net", model).state_dict()}
+
+
+def latent(rate, scale, precision):
+    """With other latents, whose initial values are random."""
+    model = Regression(3, 20, hidden=(4,), lengthscale=1 / scale).double()
+    rest = partial(AutoNormal, init_loc_fn=init_to_sample)
+    return model, AutoConcreteDropout(model, rate=rate, rest=lambda m: rest(m))
+
+
+def function(rate, scale, precision):
+    """A model that is a function, with batch norm in it."""
+    layers = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)).double()
+    net = BayesianModule(layers, prior=dist.Normal(0.0, torch.tensor(scale, dtype=torch.float64)))
+    noise = torch.tensor(precision, dtype=torch.float64).rsqrt()
+
+    def model(x, y=None):
+        mean = net(x).squeeze(-1)
+        with pyro.plate("data", len(x)):
+            return pyro.sample("obs", dist.Normal(mean, noise), obs=y)
+
+    model.net = net
+    return model, AutoBernoulliDropout(model, rate=rate)
 
 
 CASES = {
@@ -93,12 +122,14 @@ CASES = {
     "learned": (learned, {}, lambda: TraceDropout_ELBO(gradient="disarm")),
     "batch norm": (fixed, {"norm": True}, TraceDropout_ELBO),
     "alpha": (concrete, {}, lambda: RenyiDropout_ELBO(0.5, 3)),
+    "latent": (latent, {}, TraceDropout_ELBO),
+    "function": (function, {}, TraceDropout_ELBO),
 }
 
 
 RUNS = [
     pytest.param(case, memory, backend, marks=() if (case, memory, backend) in fast else pytest.mark.slow)
-    for fast in [(("concrete", 8_000, "eager"),)]
+    for fast in [(("concrete", 8_000, "eager"), ("latent", None, "eager"), ("function", None, "eager"))]
     for case in CASES
     for memory in (None, 8_000)
     for backend in ("eager", "inductor")
@@ -118,22 +149,22 @@ def test_replicates_are_separate_runs(case, max_memory, backend):
     program = next(iter(svi._programs.values()))
     assert program.parts > 1 if max_memory and case != "batch norm" else program.parts == 1
     for r, values in enumerate(grid(**more)):
-        expected, state = separate(make, values, SEEDS[r], x[r], y[r], loss(), adam(0.01 * (r + 1)))
+        expected, end = separate(make, values, SEEDS[r], x[r], y[r], loss(), adam(0.01 * (r + 1)))
         torch.testing.assert_close(losses[r], expected, rtol=1e-6, atol=0.0)
-        own = {**svi.guides[r].state_dict(), **svi.models[r].state_dict()}
-        assert own.keys() == state.keys()
-        for name, value in state.items():
+        own = state(svi.models[r], svi.guides[r])
+        assert own.keys() == end.keys()
+        for name, value in end.items():
             torch.testing.assert_close(own[name], value, rtol=1e-6, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}")
     assert not pyro.get_param_store().keys()
 
 
-@pytest.mark.slow
-def test_alphas_and_schedules_of_their_own():
+@pytest.mark.parametrize("max_memory", [pytest.param(None, marks=pytest.mark.slow), 40_000])
+def test_alphas_of_their_own_or_of_some(max_memory):
     x, y = data()
-    alphas = [0.0, 0.3, 0.5, 1.0, -0.5]
-    svi = ReplicatedSVI(
-        concrete, grid(), adam(), [RenyiDropout_ELBO(a, 3) for a in alphas], seeds=SEEDS, backend="eager"
-    )
+    alphas = [0.0, 0.3, 0.3, 1.0, -0.5]
+    losses = [RenyiDropout_ELBO(a, 3) for a in alphas]
+    losses[2] = losses[1]
+    svi = ReplicatedSVI(concrete, grid(), adam(), losses, seeds=SEEDS, backend="eager", max_memory=max_memory)
     losses = torch.stack([svi.step(x, y) for _ in range(STEPS)], 1)
     for r, values in enumerate(grid()):
         expected, _ = separate(concrete, values, SEEDS[r], x[r], y[r], RenyiDropout_ELBO(alphas[r], 3), adam())
@@ -154,9 +185,111 @@ def test_a_scan_is_its_steps_and_guides_are_ordinary():
     assert losses.shape == (R, STEPS)
     rates = torch.stack([torch.stack(list(guide.rates().values())) for guide in svi.guides])
     assert len(rates.unique()) == rates.numel()
-    with pyro.settings.context(module_local_params=True):
-        found = TraceDropout_ELBO().loss(svi.models[2], svi.guides[2], x[2], y[2])
+    found = TraceDropout_ELBO().loss(svi.models[2], svi.guides[2], x[2], y[2])
     assert found == pytest.approx(losses[2, -1].item(), rel=0.5)
+    assert not pyro.get_param_store().keys()
+
+
+def test_draws_between_steps_are_of_the_parameters_now():
+    x, y = data()
+    svi = ReplicatedSVI(concrete, grid(), adam(), seeds=SEEDS, backend="eager")
+    for steps in (2, 3):
+        svi.scan(*(t.unsqueeze(1).expand(-1, steps, *t.shape[1:]) for t in (x, y)))
+        kept = []
+        for guide in svi.guides:
+            with torch.no_grad():
+                kept.append(guide(x[0], y[0])["net.0.weight"].loc)
+            assert torch.equal(kept[-1], dict(guide.named_parameters())["locs.net.0.weight_unconstrained"])
+        assert len({float(k.sum()) for k in kept}) == R
+        assert not pyro.get_param_store().keys()
+
+
+def test_buffers_are_read_at_every_step():
+    x, y = data()
+    svi = ReplicatedSVI(fixed, [{**v, "rate": 0.0, "precision": 1.0} for v in grid()], adam(0.0), backend="eager")
+    before = [svi.step(x, y) for _ in range(2)][-1]
+    svi.models[1].precision.fill_(9.0)
+    after = svi.step(x, y)
+    assert (after != before).tolist() == [False, True, False, False, False]
+    svi.models[1].precision.fill_(1.0)
+    assert torch.equal(svi.step(x, y), before)
+
+
+def test_one_that_dies_keeps_its_batch_norm():
+    x, y = data()
+    svi = ReplicatedSVI(fixed, grid(norm=True), adam(), seeds=SEEDS, backend="eager")
+    for _ in range(2):
+        svi.step(x, y)
+    before = [state(*own) for own in zip(svi.models, svi.guides, strict=True)]
+    before = [{n: v.clone() for n, v in own.items()} for own in before]
+    x[1, 0, 0] = math.nan
+    with pytest.warns(UserWarning, match="1 of 5 replicates is not finite"):
+        svi.step(x, y)
+    for r, own in enumerate(zip(svi.models, svi.guides, strict=True)):
+        now = state(*own)
+        count = next(name for name in now if name.endswith("num_batches_tracked"))
+        assert now[count] == before[r][count] + (r != 1)
+        if r == 1:
+            assert all(torch.equal(v, before[r][n]) for n, v in now.items())
+
+
+def test_what_is_not_finite_at_the_first_steps():
+    x, y = data()
+    svi = ReplicatedSVI(concrete, grid(), adam(), seeds=SEEDS, backend="eager")
+    bad = x.clone()
+    bad[2, 0, 0] = math.nan
+    with pytest.raises(ValueError, match="parameters were not changed") as caught:
+        svi.step(bad, y)
+    assert "in replicate 2 ({'rate':" in caught.value.__notes__[0]
+    fresh = [{n: v.clone() for n, v in guide.state_dict().items()} for guide in svi.guides[:3]]
+    for guide, old in zip(svi.guides, fresh, strict=False):  # none has stepped
+        assert all(torch.equal(v, old[n]) for n, v in guide.state_dict().items())
+        assert all(p.grad is None or not p.grad.any() for p in guide.parameters())
+    svi.step(x, y)
+    with pytest.warns(UserWarning, match="1 of 5 replicates is not finite"):
+        svi.step(bad, y)  # traces
+    svi.step(bad[:, :4], y[:, :4])  # traces again; it is dead already
+    assert svi.alive.tolist() == [True, True, False, True, True]
+
+
+def differing(how):
+    """Two models that differ in a number that is no tensor, in some place."""
+
+    def make(value):
+        inner = BayesianModule(mlp(3, (4,)).double())
+        holders = {"float": value, "numpy": np.float32(value), "array": np.array([value]), "set": {value}}
+
+        def plain(x, y=None, scale=None, *, other=value if how == "keyword" else 1.0):
+            mean = inner(x).squeeze(-1)
+            with pyro.plate("data", len(x)):
+                return pyro.sample("obs", dist.Normal(mean, float(scale or other)), obs=y)
+
+        class Around(PyroModule):
+            def __init__(self):
+                super().__init__()
+                self.inner = inner
+                if how in holders:
+                    self._rate = holders[how]
+
+            def forward(self, x, y=None):
+                scale = max(self._rate) if how in ("set", "array") else getattr(self, "_rate", 1.0)
+                return plain(x, y, value if how == "class" else scale)
+
+        model = plain if how == "keyword" else Around()
+        return model, AutoBernoulliDropout(model)
+
+    return make
+
+
+@pytest.mark.parametrize("how", ["keyword", "class", "float", "numpy", "array", "set"])
+def test_numbers_that_differ_are_found_wherever_they_are(how):
+    x, y = data()
+    svi = ReplicatedSVI(differing(how), [{"value": 1.0}, {"value": 2.0}], adam(), backend="eager")
+    svi.step(x[:2], y[:2])
+    with pytest.raises(ValueError, match=r"replicate 0, but .* in replicate 1"):
+        svi.step(x[:2], y[:2])
+    same = ReplicatedSVI(differing(how), [{"value": 1.0}, {"value": 1.0}], adam(), backend="eager")
+    assert same.scan(x[:2, None].expand(2, 3, N, 3), y[:2, None].expand(2, 3, N)).isfinite().all()
 
 
 @pytest.mark.parametrize("max_memory", [pytest.param(None, marks=pytest.mark.slow), 5_000])
