@@ -99,7 +99,7 @@ def _size_depends_on_values(node: Node) -> bool:
 
 def compiled(traced: Traced, inputs: Sequence[Tensor]) -> Callable[..., Any]:
     """The graph as a function of its inputs and tensors, by the compiler of ``torch.compile``."""
-    module = GraphModule(torch.nn.Module(), _with_shared_numbers(traced.module.graph))
+    module = GraphModule(torch.nn.Module(), _with_shared_numbers(_with_biases_apart(traced.module.graph)))
     on_cpu = all(t.device.type == "cpu" for t in (*inputs, *traced.tensors))
     options = {"cpp_wrapper": True, "cpp.min_chunk_size": _CHUNK} if on_cpu else {}
     with torch.no_grad(), warnings.catch_warnings():
@@ -122,6 +122,26 @@ def _with_shared_numbers(graph: Graph) -> Graph:
                     user.replace_input_with(node, kept)
     for node in graph.nodes:
         node.meta.clear()  # tensors of the trace, which the compiler would take for its own
+    return graph
+
+
+def _with_biases_apart(graph: Graph) -> Graph:
+    """Takes biases out of matrix products, which would copy them to each row first: they are added with what follows.
+
+    The product is kept in memory, or the compiler would put them back.
+    """
+    for node in list(graph.nodes):
+        if node.target is aten.addmm.default and not node.kwargs:
+            bias, *factors = node.args
+            value = node.meta["val"]
+            with graph.inserting_before(node):
+                product = graph.call_function(aten.mm.default, tuple(factors))
+                kept = graph.call_function(aten.as_strided.default, (product, value.shape, value.stride()))
+                total = graph.call_function(aten.add.Tensor, (kept, bias))
+            for new in (product, kept, total):
+                new.meta["val"] = value
+            node.replace_all_uses_with(total)
+            graph.erase_node(node)
     return graph
 
 

@@ -151,7 +151,10 @@ def held_by(modules: Iterable[nn.Module]) -> list[tuple[dict, str, Tensor, bool]
 
 
 def still_held(held: list[tuple[dict, str, Tensor, bool]]) -> bool:
-    return all(place.get(name) is tensor and tensor.requires_grad == learned for place, name, tensor, learned in held)
+    for place, name, tensor, learned in held:  # at every step: a loop is twice as fast as all(...)
+        if place.get(name) is not tensor or tensor.requires_grad != learned:
+            return False
+    return True
 
 
 _INPUT = object()  # the place of a tensor among arguments

@@ -61,16 +61,13 @@ class Update:
 
     def same_options(self) -> bool:
         """Whether groups that had one learning rate have one, and all else of them is as it was."""
-        rates = zip(self.rates, self._last, strict=True)
-        return all(
-            group["lr"] == (last if self.fixed_rates else groups[0]["lr"])
-            for (groups, _), last in rates
-            for group in groups
-        ) and all(
-            group[key] == value
-            for group, options in zip(self.groups, self._options, strict=True)
-            for key, value in options.items()
-        )
+        for (groups, _), last in zip(self.rates, self._last, strict=True):
+            rate = last if self.fixed_rates else groups[0]["lr"]
+            for group in groups:
+                if group["lr"] != rate:
+                    return False
+        pairs = zip(self._options, self.groups, strict=True)
+        return all(options.items() <= group.items() for options, group in pairs)
 
     def refresh(self) -> None:
         """Takes learning rates over that have changed."""
