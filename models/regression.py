@@ -8,14 +8,16 @@ from typing import Any
 
 import pyro
 import pyro.distributions as dist
-from pyro.nn import PyroModule
+import torch
+from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from pyro_dropout import BayesianModule
 
 
 class Regression(PyroModule):
-    r"""A fully connected network with Gaussian noise of unknown precision (CD section 4.2, appendix D):
+    r"""A fully connected network with Gaussian noise (MC section 4, CD section 4.2 and appendix D):
 
     .. math:: y_n \sim \mathrm{Normal}(f^W(x_n), \tau^{-1/2}), \quad W \sim \mathrm{Normal}(0, 1/l), \quad
         \tau \sim \mathrm{Gamma}(0.1, 0.01)
@@ -23,26 +25,59 @@ class Regression(PyroModule):
     :param features: number of inputs.
     :param size: number of data points N of the data set; mini-batches are scaled to it.
     :param hidden: widths of the hidden layers.
-    :param lengthscale: prior lengthscale l; l² is the prior precision of a weight.
+    :param lengthscale: prior lengthscale l, a number or a tensor; l² is the prior precision of a weight.
+    :param precision: of the noise, τ in 1 / units of y²: ``"latent"`` with the prior above, ``"parameter"`` for its
+        maximum likelihood, ``"network"`` for :math:`\log \tau(x_n)` as a second output (heteroscedastic noise, CD
+        section 4.1), or a number or tensor, which stays as it is, in the buffer ``fixed_precision``.
+    :raises ValueError: another ``precision``.
 
     Example::
 
         >>> import torch
         >>> Regression(features=3, size=100)(torch.zeros(5, 3)).shape
         torch.Size([5])
+        >>> Regression(features=3, size=100, precision=25.0).fixed_precision
+        tensor(25.)
     """
 
-    def __init__(self, features: int, size: int, hidden: Sequence[int] = (50,), lengthscale: float = 1.0) -> None:
+    def __init__(
+        self,
+        features: int,
+        size: int,
+        hidden: Sequence[int] = (50,),
+        lengthscale: float | Tensor = 1.0,
+        precision: str | float | Tensor = "latent",
+    ) -> None:
         super().__init__()
-        self.size = size
-        self.net = BayesianModule(mlp(features, hidden), prior=dist.Normal(0.0, 1.0 / lengthscale))
+        if isinstance(precision, str):
+            if precision not in ("latent", "parameter", "network"):
+                raise ValueError(
+                    f'precision must be "latent", "parameter", "network" or a positive number, but found {precision!r}'
+                )
+        elif not bool(torch.as_tensor(precision) > 0):
+            raise ValueError(f"precision must be positive, but found {precision}")
+        self.size, self.precision = size, precision if isinstance(precision, str) else "fixed"
+        outputs = 2 if precision == "network" else 1
+        self.net = BayesianModule(mlp(features, hidden, outputs), prior=dist.Normal(0.0, 1.0 / lengthscale))
+        if precision == "parameter":
+            self.learned_precision = PyroParam(torch.tensor(1.0), constraints.positive)
+        elif self.precision == "fixed":
+            self.register_buffer("fixed_precision", torch.as_tensor(precision, dtype=torch.get_default_dtype()))
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Any:
-        mean = self.net(x).squeeze(-1)
-        precision = pyro.sample("precision", dist.Gamma(0.1, 0.01))
+        out = self.net(x)
+        mean = out[..., 0]
+        precision = self._precision(out)
         with pyro.plate("data", max(self.size, len(x)), subsample_size=len(x)):
             pyro.deterministic("mean", mean, event_dim=0)
             return pyro.sample("obs", dist.Normal(mean, precision.rsqrt()), obs=y)
+
+    def _precision(self, out: Tensor) -> Tensor:
+        if self.precision == "latent":
+            return pyro.sample("precision", dist.Gamma(0.1, 0.01))
+        if self.precision == "network":
+            return out[..., 1].exp()
+        return self.learned_precision if self.precision == "parameter" else self.fixed_precision
 
 
 def mlp(features: int, hidden: Sequence[int] = (50,), outputs: int = 1) -> nn.Sequential:

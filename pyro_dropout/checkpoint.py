@@ -56,7 +56,7 @@ def load_checkpoint(path: str | os.PathLike, map_location: Any = None, **parts: 
 
     A guide may be loaded before its first call. To go on with training, where an optimiser is among the parts, it must
     have been called once with the data, so that it has parameters; the steps that follow are those of a run that was
-    not interrupted, bit by bit.
+    not interrupted, bit by bit; with compiled steps to rounding, as the first one is eager again.
 
     :param path: of the file.
     :param map_location: device to load to, as in ``torch.load``.

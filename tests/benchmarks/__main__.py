@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pyro
@@ -21,7 +22,14 @@ import torch
 from pyro.infer import ELBO
 
 from models.regression import Regression
-from pyro_dropout import AutoBernoulliDropout, AutoConcreteDropout, CompiledSVI, RenyiDropout_ELBO, TraceDropout_ELBO
+from pyro_dropout import (
+    AutoBernoulliDropout,
+    AutoConcreteDropout,
+    CompiledSVI,
+    RenyiDropout_ELBO,
+    TraceDropout_ELBO,
+    layers,
+)
 from tests.benchmarks import documents, numpyro_peer, peers
 from tests.benchmarks.measure import Row, in_own_process, interleaved
 
@@ -132,6 +140,43 @@ def compiled(repeats: int) -> list[Row]:
     return rows
 
 
+def profile() -> list[Row]:
+    """Where the time of compiled steps goes, by the compiler's own kernels."""
+    rows = []
+    for name, make, shape in (
+        ("13-50-50-1, batch 32", partial(peers.compiled_svi, 50), (40, 32)),
+        ("13-1024-1024-1, batch 128", partial(peers.compiled_svi, 1024), (10, 128)),
+        ("320 replicates of 13-50-1, batch 32", partial(peers.replicated_svi, 320), (320, 10, 32)),
+    ):
+        with torch._inductor.config.patch({"cpp.enable_kernel_profile": True}):
+            svi = make()
+            arguments = torch.randn(*shape, peers.FEATURES), torch.randn(*shape)
+            svi.scan(*arguments)
+        svi.scan(*arguments)
+        start = time.perf_counter()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            svi.scan(*arguments)
+        total = (time.perf_counter() - start) * 1e6
+        shares: dict[str, float] = {}
+        for event in profiler.key_averages():
+            kind = next((kind for key, kind in KINDS.items() if key in event.key), None)
+            if kind:
+                shares[kind] = shares.get(kind, 0.0) + event.self_cpu_time_total / total
+        known = [f"{kind} {share:.0%}" for kind, share in sorted(shares.items(), key=lambda pair: -pair[1])]
+        rest = f"the rest, with the generated code around the kernels and Python, {1 - sum(shares.values()):.0%}"
+        rows.append(Row(f"profile of compiled steps, {name}", "; ".join([*known, rest]), "", "", ""))
+    return rows
+
+
+KINDS = {  # of kernels: the first that stands in a name
+    "aoti_torch": "matrix products",
+    "arange": "kernels that draw masks, with what is fused to them",
+    "addcdiv": "the kernel of the update, with what is fused to it",
+    "cpp_fused": "other fused kernels",
+    "copy_": "copies",
+}
+
+
 def replicates(repeats: int, number: int = 320) -> list[Row]:
     """A step of many networks against as many compiled steps of one."""
     x, y = torch.randn(32, peers.FEATURES), torch.randn(32)
@@ -210,6 +255,11 @@ def functions(repeats: int) -> list[Row]:
             rows.append(interleaved(f"{work}row", ours, peers.raw_predictive(x, width, draws), "", 3, 1))
         peak, _ = in_own_process("function_predictive", width=width, draws=draws, points=1000)
         rows.append(Row(f"the same, width {width}: peak memory", f"{peak:.4g} MiB more", "", "", "< 954 MiB"))
+    for rate in (0.3, 0.5, 0.9):
+        work = f"100 function draws, 1,000 points, width 1024, rate {rate}: kept units taken out / masked"
+        predict = peers.function_predictive(x, 1024, 100, rate=rate)
+        ours, peer = (mock.patch.object(layers, "_DROPPED", share)(predict) for share in (0.0, 1.0))
+        rows.append(interleaved(work, ours, peer, "", max(3, repeats // 5), 1))
     return rows
 
 
@@ -249,6 +299,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "functions": lambda options: functions(options.repeats),
     "compiled": lambda options: compiled(options.repeats),
     "replicates": lambda options: replicates(max(3, options.repeats // 5)),
+    "profile": lambda options: profile(),
     "scaling": lambda options: scaling(),
     "predictions": lambda options: predictions(options.repeats, options.draws, options.width),
 }

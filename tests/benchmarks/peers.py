@@ -172,12 +172,14 @@ def raw_functions(x: Tensor, width: int, draws: int) -> Callable[[], Tensor]:
     return predict
 
 
-def function_predictive(x: Tensor, width: int, draws: int, points: int | None = None) -> Callable[[], dict]:
+def function_predictive(
+    x: Tensor, width: int, draws: int, points: int | None = None, rate: float = RATE
+) -> Callable[[], dict]:
     """``DropoutPredictive`` in parts of one gibibyte; ``points`` replaces the inputs by as many."""
     pyro.clear_param_store()
     x = x if points is None else torch.randn(points, FEATURES)
     model = Regression(FEATURES, SIZE, (width, width))
-    guide = AutoBernoulliDropout(model, rate=RATE)
+    guide = AutoBernoulliDropout(model, rate=rate)
     guide(x, x[:, 0])
     predict = DropoutPredictive(model, guide=guide, num_samples=draws, return_sites=["mean"], max_memory=MEMORY)
     return lambda: predict(x)

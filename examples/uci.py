@@ -1,0 +1,241 @@
+"""The regression results of the dropout papers, on their data and their splits, beside the published ones.
+
+``python -m examples.uci --dataset boston --method mc`` trains one network for each split (and each point of a grid),
+all of them at once, and prints its table; ``--dataset all`` does so for the nine sets.
+
+========== ==========================================================================================================
+``mc``       MC dropout (Gal & Ghahramani 2016): rate and precision from the published grid, by the log-likelihood of
+             the last fifth of each split's training rows; then trained anew on all of them.
+``concrete`` Concrete dropout (Gal, Hron & Kendall 2017): rates and precision learned, no grid.
+``network``  the same with a network for the noise, too (heteroscedastic).
+``disarm``   hard masks whose rates are learned (Boluki et al. 2020), one per layer; ``disarm-unit``: one per unit.
+``alpha0``   Concrete dropout by the α objective (Li & Gal 2017) of 10 draws; ``alpha0.5``, ``alpha1``.
+========== ==========================================================================================================
+
+Covariates and response are standardised on the training rows; results are in the units of the response: the mean
+log-likelihood of a test row under 1,000 draws, and the error of their mean, both with standard errors over splits.
+Results go to ``outputs/uci.json`` as they come, from which the table is printed; what is there is not computed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyro
+import torch
+from pyro.infer.autoguide import AutoDelta
+from torch import Tensor
+from tqdm import tqdm
+
+from examples.data import UCI, load_uci
+from models.regression import Regression
+from pyro_dropout import (
+    AutoBernoulliDropout,
+    AutoConcreteDropout,
+    DropoutPredictive,
+    RenyiDropout_ELBO,
+    TraceDropout_ELBO,
+)
+from pyro_dropout.compiled import ReplicatedSVI
+
+
+class Set(NamedTuple):
+    """A data set: the published grid of precisions (in 1 / units of y²), test results, and how it is trained here."""
+
+    name: str
+    precisions: tuple[float, ...]
+    log_likelihood: tuple[float, float]  # grid search without a look at test rows, 4,000 epochs: mean, standard error
+    rmse: tuple[float, float]
+    concrete: tuple[float, float]  # CD table 3, two hidden layers: CDropoutM
+    epochs: int
+    batch: int
+
+
+RATES = (0.005, 0.01, 0.05, 0.1)
+SETS = {
+    "boston": Set("bostonHousing", (0.1, 0.15, 0.2), (-2.40, 0.04), (2.90, 0.18), (-2.35, 0.05), 2000, 32),
+    "concrete": Set("concrete", (0.025, 0.05, 0.075), (-2.94, 0.02), (4.83, 0.16), (-3.12, 0.07), 2000, 64),
+    "energy": Set("energy", (0.25, 0.5, 0.75), (-1.21, 0.005), (0.539, 0.014), (-0.84, 0.03), 2000, 64),
+    "kin8nm": Set("kin8nm", (150.0, 200.0, 250.0), (1.136, 0.007), (0.0789, 0.0006), (1.24, 0.005), 300, 128),
+    "naval": Set("naval-propulsion-plant", (3e4, 4e4, 5e4), (4.45, 0.002), (0.0007, 0.0), (5.89, 0.05), 200, 128),
+    "power": Set("power-plant", (0.05, 0.1, 0.15), (-2.81, 0.01), (4.01, 0.04), (-2.75, 0.01), 250, 128),
+    "protein": Set(
+        "protein-tertiary-structure", (0.025, 0.05, 0.075), (-2.87, 0.002), (4.27, 0.02), (-2.81, 0.005), 200, 256
+    ),
+    "wine": Set("wine-quality-red", (2.5, 3.0, 3.5), (-0.928, 0.013), (0.622, 0.008), (-0.94, 0.02), 400, 32),
+    "yacht": Set("yacht", (0.25, 0.5, 0.75), (-1.25, 0.015), (0.666, 0.049), (-0.77, 0.06), 4000, 32),
+}
+METHODS = ("mc", "concrete", "network", "disarm", "disarm-unit", "alpha0", "alpha0.5", "alpha1")
+CHUNK = 50  # steps between messages
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m examples.uci", description=__doc__.splitlines()[0])
+    parser.add_argument("--dataset", choices=[*SETS, "all"], nargs="+", default=["boston"])
+    parser.add_argument("--method", choices=METHODS, nargs="+", default=["mc"])
+    parser.add_argument("--splits", type=int, help="the first of them (default: all, 20 or 5)")
+    parser.add_argument("--layers", type=int, default=1, help="hidden layers of 50 units, protein 100 (default 1)")
+    parser.add_argument("--epochs", type=float, default=1.0, help="times the epochs of each set (default 1)")
+    parser.add_argument("--draws", type=int, default=1000, help="of each prediction (default 1,000)")
+    parser.add_argument("--backend", choices=("inductor", "eager"), default="inductor")
+    parser.add_argument("--output", type=Path, default=Path("outputs/uci.json"))
+    options = parser.parse_args(arguments)
+    results = json.loads(options.output.read_text()) if options.output.exists() else {}
+    names = list(SETS) if "all" in options.dataset else options.dataset
+    for method in options.method:
+        for name in names:
+            key = f"{name} {method} layers={options.layers} epochs={options.epochs:g} splits={options.splits or 'all'}"
+            if key not in results:
+                results[key] = run(name, method, options)
+                options.output.parent.mkdir(parents=True, exist_ok=True)
+                written = options.output.with_suffix(".new")
+                written.write_text(json.dumps(results, indent=1))
+                written.replace(options.output)
+        print_table(results, names, method, options)
+    print(f"written to {options.output}")
+
+
+def run(name: str, method: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Results of each split, and seconds."""
+    pyro.set_rng_seed(0)
+    data, own = load_uci(SETS[name].name), SETS[name]
+    splits = range(len(data.train) if options.splits is None else options.splits)
+    start = time.perf_counter()
+    if method == "mc":
+        grid = [(rate, precision) for rate in RATES for precision in own.precisions]
+        fifth = data.train.shape[1] // 5
+        inside = [
+            (data.train[s][:-fifth], data.train[s][-fifth:], {"rate": rate, "precision": precision})
+            for s in splits
+            for rate, precision in grid
+        ]
+        found = fit(name, f"{name} {method}, validation", data, inside, method, options)
+        best = np.nanargmax(np.reshape(found["log_likelihood"], (len(splits), len(grid))), axis=1)
+        chosen = [{"rate": grid[b][0], "precision": grid[b][1]} for b in best]
+    else:
+        chosen = [{} for _ in splits]
+    outside = [(data.train[s], data.test[s], values) for s, values in zip(splits, chosen, strict=True)]
+    found = fit(name, f"{name} {method}", data, outside, method, options)
+    seconds = (time.perf_counter() - start) / len(splits)
+    return {**found, "chosen": chosen, "seconds": seconds, "date": time.strftime("%Y-%m-%d")}
+
+
+def fit(
+    name: str,
+    what: str,
+    data: UCI,
+    runs: list[tuple[np.ndarray, np.ndarray, dict[str, float]]],
+    method: str,
+    options: argparse.Namespace,
+) -> dict[str, list[Any]]:
+    """One network for each run, ``(rows to train, rows to score, hyperparameters)``, all trained at once."""
+    own = SETS[name]
+    x, y = torch.as_tensor(data.x), torch.as_tensor(data.y)
+    rows = torch.as_tensor(np.stack([rows for rows, _, _ in runs]))
+    size = rows.shape[1]
+    (x_train, x_center, x_scale), (y_train, y_center, y_scale) = (standardised(values[rows]) for values in (x, y))
+    hidden = (100 if name == "protein" else 50,) * options.layers
+    make = maker(method, x.shape[1], size, hidden)
+    hyperparameters = [
+        {"precision": v["precision"] * float(scale) ** 2, "rate": v["rate"]} if v else {}
+        for (_, _, v), scale in zip(runs, y_scale, strict=True)
+    ]
+    alpha = method.startswith("alpha")
+    loss = RenyiDropout_ELBO(float(method.removeprefix("alpha")), 10) if alpha else TraceDropout_ELBO()
+    batch = min(own.batch, size)
+    steps = max(3, math.ceil(own.epochs * options.epochs * size / batch))
+    optim = pyro.optim.PyroLRScheduler(
+        torch.optim.lr_scheduler.LambdaLR,
+        {"optimizer": torch.optim.Adam, "optim_args": {"lr": 1e-2}, "lr_lambda": Decay(steps // CHUNK)},
+    )
+    svi = ReplicatedSVI(make, hyperparameters, optim, loss, seeds=range(len(runs)), backend=options.backend)
+    each = torch.arange(len(runs))[:, None, None]
+    with tqdm(total=steps, desc=what, disable=None) as progress:
+        for done in range(0, steps, CHUNK):
+            number = min(CHUNK, steps - done)
+            chosen = torch.randint(size, (len(runs), number, batch))
+            losses = svi.scan(x_train[each, chosen], y_train[each, chosen])
+            optim.step()
+            progress.update(number)
+            progress.set_postfix_str(f"loss {losses[svi.alive].mean() / size:.3f} per row")
+    found: dict[str, list[Any]] = {"log_likelihood": [], "rmse": [], "rates": [], "steps": [steps]}
+    for r, (model, guide) in enumerate(zip(svi.models, svi.guides, strict=True)):
+        test = torch.as_tensor(runs[r][1])
+        x_test = ((x[test] - x_center[r]) / x_scale[r]).float()
+        y_test = ((y[test] - y_center[r]) / y_scale[r]).float()
+        predict = DropoutPredictive(model, guide=guide, num_samples=options.draws, progress=False)
+        density = predict.log_likelihood(x_test, y_test)["obs"].mean() - y_scale[r].log()
+        error = (predict(x_test)["mean"].mean(0) - y_test).square().mean().sqrt() * y_scale[r]
+        found["log_likelihood"].append(float(density) if svi.alive[r] else math.nan)
+        found["rmse"].append(float(error) if svi.alive[r] else math.nan)
+        found["rates"].append({site: float(rate.mean()) for site, rate in guide.rates().items()})
+    return found
+
+
+class Decay:
+    """The learning rate of a chunk of steps: as it is for half of them, then down to a hundredth."""
+
+    def __init__(self, chunks: int) -> None:
+        self.chunks = chunks
+
+    def __call__(self, chunk: int) -> float:
+        return 0.01 ** max(0.0, 2 * chunk / max(1, self.chunks) - 1)
+
+
+def maker(method: str, features: int, size: int, hidden: tuple[int, ...]) -> Callable[..., tuple[Any, Any]]:
+    """Makes model and guide of a replicate."""
+    guides = {
+        "disarm": lambda model: AutoBernoulliDropout(model, rate=0.1, learnable=True, rest=AutoDelta),
+        "disarm-unit": lambda model: AutoBernoulliDropout(
+            model, rate=0.1, learnable=True, per_unit=True, rest=AutoDelta
+        ),
+    }
+
+    def fixed(rate: float, precision: float) -> tuple[Any, Any]:
+        model = Regression(features, size, hidden, lengthscale=0.01, precision=precision)
+        return model, AutoBernoulliDropout(model, rate=rate, rest=AutoDelta)
+
+    def learned() -> tuple[Any, Any]:
+        noise = "network" if method == "network" else "latent"
+        model = Regression(features, size, hidden, lengthscale=0.01, precision=noise)
+        guide = guides.get(method, lambda model: AutoConcreteDropout(model, rate=0.1, rest=AutoDelta))
+        return model, guide(model)
+
+    return fixed if method == "mc" else learned
+
+
+def standardised(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``values [runs, rows, ...]`` with mean 0 and deviation 1 over rows, and what makes new ones so."""
+    center, scale = values.mean(1, keepdim=True), values.std(1, correction=0, keepdim=True)
+    scale = torch.where(scale > 0, scale, 1.0)  # constant columns
+    return ((values - center) / scale).float(), center.squeeze(1), scale.squeeze(1)
+
+
+def print_table(results: dict[str, Any], names: list[str], method: str, options: argparse.Namespace) -> None:
+    print(f"\n{method}, {options.layers} hidden layer(s), mean ± standard error over splits; published: 1 layer, grid")
+    print("| set | log-likelihood | published | RMSE | published | epochs | seconds per split |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for name in names:
+        key = f"{name} {method} layers={options.layers} epochs={options.epochs:g} splits={options.splits or 'all'}"
+        found, own = results[key], SETS[name]
+        shown = [mean_and_error(found[kind]) for kind in ("log_likelihood", "rmse")]
+        print(
+            f"| {name} | {shown[0][0]:.3f} ± {shown[0][1]:.3f} | {own.log_likelihood[0]} ± {own.log_likelihood[1]} "
+            f"| {shown[1][0]:.4g} ± {shown[1][1]:.2g} | {own.rmse[0]} ± {own.rmse[1]} "
+            f"| {own.epochs * options.epochs:g} | {found['seconds']:.1f} |"
+        )
+
+
+def mean_and_error(values: list[float]) -> tuple[float, float]:
+    return float(np.mean(values)), float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
+
+
+if __name__ == "__main__":
+    main()
