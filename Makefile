@@ -8,8 +8,8 @@ READY := .venv/.ready
 demo: $(READY)  ## the quickstart: fit, table, pictures in outputs/
 	$(BIN)/python -m examples.quickstart
 
-test: $(READY)  ## what CI runs
-	$(BIN)/python -m pytest
+test: $(READY)  ## what CI runs, by two processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-all: $(READY)  ## with the slow checks
 	$(BIN)/python -m pytest -m ""

@@ -146,7 +146,7 @@ def profile() -> list[Row]:
     for name, make, shape in (
         ("13-50-50-1, batch 32", partial(peers.compiled_svi, 50), (40, 32)),
         ("13-1024-1024-1, batch 128", partial(peers.compiled_svi, 1024), (10, 128)),
-        ("320 replicates of 13-50-1, batch 32", partial(peers.replicated_svi, 320), (320, 10, 32)),
+        ("320 replicates of 13-50-1, batch 32", partial(peers.replicated_svi, 320), (320, 40, 32)),
     ):
         with torch._inductor.config.patch({"cpp.enable_kernel_profile": True}):
             svi = make()
@@ -181,7 +181,7 @@ def replicates(repeats: int, number: int = 320) -> list[Row]:
     """A step of many networks against as many compiled steps of one."""
     x, y = torch.randn(32, peers.FEATURES), torch.randn(32)
     svi = peers.replicated_svi(number)
-    arguments = [t.expand(number, 5, *t.shape).contiguous() for t in (x, y)]
+    arguments = [t.expand(number, 20, *t.shape).contiguous() for t in (x, y)]
     svi.scan(*arguments)
     pyro.clear_param_store()
     model = Regression(peers.FEATURES, peers.SIZE, (50,))
@@ -189,7 +189,7 @@ def replicates(repeats: int, number: int = 320) -> list[Row]:
     alone = [t.expand(number, *t.shape) for t in (x, y)]
     one.scan(*alone)
     work = f"{number} replicates of {peers.FEATURES}-50-1, batch 32, a step / {number} compiled steps of one"
-    return [interleaved(work, partial(svi.scan, *arguments), partial(one.scan, *alone), "≤ 1/12", repeats, 5, (5, 1))]
+    return [interleaved(work, partial(svi.scan, *arguments), partial(one.scan, *alone), "≤ 1/12", repeats, 20, (20, 1))]
 
 
 def scaling() -> list[Row]:
