@@ -71,6 +71,15 @@ def test_uniforms_are_below_one_and_reach_zero_as_often_as_they_should():
     assert (sample == 0).sum() < 12  # expected: 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_short_types(dtype):
+    sample = drawn(lambda: torch.rand(2**20, dtype=dtype))
+    assert sample.dtype == dtype
+    assert sample.max() < 1  # 24 bits would round to 1
+    assert sample.double().mean().item() == pytest.approx(0.5, abs=3e-3)  # the lattice begins at 0
+    assert drawn(lambda: torch.empty(2**20, dtype=dtype).exponential_()).isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("draw", "mean"),
     [
