@@ -6,6 +6,9 @@ import os
 
 import numpy as np
 import pytest
+import scipy.optimize
+import scipy.stats
+import torch
 
 from examples import uci
 from examples.data import UCI, VARIABLE, load_uci
@@ -67,6 +70,19 @@ def test_results_are_in_the_units_of_the_response(monkeypatch):
     ours, tenfold = found
     assert np.allclose(np.array(ours["log_likelihood"]) - math.log(10), tenfold["log_likelihood"], atol=1e-3)
     assert np.allclose(10 * np.array(ours["rmse"]), tenfold["rmse"], rtol=1e-3)
+
+
+def test_the_last_m_step_is_the_mode():
+    torch.manual_seed(0)
+    means, y = torch.randn(50, 30, dtype=torch.float64), torch.randn(30, dtype=torch.float64)
+
+    def negative(log_precision):
+        tau = math.exp(log_precision)
+        expected = scipy.stats.norm(means, tau**-0.5).logpdf(y).sum(-1).mean()
+        return -expected - scipy.stats.gamma(0.1, scale=1 / 0.01).logpdf(tau)
+
+    best = scipy.optimize.minimize_scalar(negative, bounds=(-5, 5), method="bounded", options={"xatol": 1e-9}).x
+    assert uci.last_m_step(means, y).item() == pytest.approx(math.exp(best), rel=1e-5)
 
 
 @pytest.mark.slow
