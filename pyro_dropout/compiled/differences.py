@@ -1,6 +1,6 @@
-"""What an object consists of, by path: how replicates are told apart, and tensors of one found in another.
+"""What a replicate consists of, by path: how replicates are told apart, and tensors of one found in another.
 
-For replicates.
+For replicates, after update.
 """
 
 from __future__ import annotations
@@ -18,11 +18,48 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
+from pyro_dropout.compiled.update import Update, options_of
+
 _OF_GUIDES = {"prototype_trace", "_rate", "_make_rest", "_snapshots", "master"}  # the first call's, or no step reads it
 _OF_MODULES = {"_pyro_context", "_pyro_name", "_local", "_forward_hooks_always_called"}
 _VALUES: tuple[type, ...] = (bool, int, float, complex, str, bytes, set, frozenset, slice, range, Enum, np.generic)
 _VALUES += (Tensor, torch.dtype, torch.device, types.BuiltinFunctionType)
 _LIBRARIES = {"builtins", "torch", "pyro", "pyro_dropout", "numpy", "functools", "collections", "abc", "typing"}
+
+
+def places_of(functions: tuple[Any, Any, Any], parameters: dict[str, Tensor], update: Update) -> dict[str, Any]:
+    """All that a replicate consists of, by path: tensors, which may be its own, and numbers, which may not."""
+    model, guide, loss = functions
+    options = [options_of(group) for group in update.groups]
+    numbers = {k: v for k, v in vars(loss).items() if k != "alpha"}  # stands in a tensor
+    fixed = [group["lr"] for group in update.groups] if update.fixed_rates else []
+    states = [state[p] for state, p in zip(update.states, update.parameters, strict=True)]
+    rates = [rate for _, rate in update.rates]
+    roots = {"parameters": parameters, "states": states, "rates": rates, "options": options, "fixed": fixed}
+    return {
+        f"{name}.{path}": part
+        for name, root in {**roots, "loss": numbers, "model": model, "guide": guide}.items()
+        for path, part in parts(root).items()
+    }
+
+
+def check_alike(first: dict[str, Any], other: dict[str, Any], replicate: int) -> None:
+    """Raises where a replicate differs from the first one in what is no tensor, or in a tensor's shape."""
+    for path in [*first, *(path for path in other if path not in first)]:
+        if path not in first or path not in other:
+            raise ValueError(f"replicates 0 and {replicate} differ: only one of them has {path}")
+        a, b = first[path], other[path]
+        if isinstance(a, Tensor) and isinstance(b, Tensor):
+            if a.shape != b.shape or a.dtype != b.dtype:
+                raise ValueError(
+                    f"{path} has shape {tuple(a.shape)} ({a.dtype}) in replicate 0, but {tuple(b.shape)} ({b.dtype}) "
+                    f"in replicate {replicate}: replicates share one graph, and with it all shapes"
+                )
+        elif isinstance(a, Tensor) or isinstance(b, Tensor) or (a != b and (a == a or b == b)):
+            raise ValueError(
+                f"{path} is {a!r} in replicate 0, but {b!r} in replicate {replicate}: what differs between replicates "
+                "must be a tensor in all of them, as numbers are written into the graph that they share"
+            )
 
 
 def parts(root: Any) -> dict[str, Any]:

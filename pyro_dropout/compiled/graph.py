@@ -49,6 +49,19 @@ class Traced(NamedTuple):
     module: GraphModule
     tensors: list[Tensor]
 
+    def changed(self) -> set[int]:
+        """Identities of the tensors that the graph changes in place."""
+        placeholders = [node for node in self.module.graph.nodes if node.op == "placeholder"]
+        tensors = dict(zip(placeholders[-len(self.tensors) :], self.tensors, strict=True))
+        found = set()
+        for node in self.module.graph.nodes:
+            schema = getattr(node.target, "_schema", None)
+            if node.op == "call_function" and schema is not None and schema.is_mutable:
+                for argument, given in zip(schema.arguments, node.args, strict=False):
+                    if argument.alias_info is not None and argument.alias_info.is_write and given in tensors:
+                        found.add(id(tensors[given]))
+        return found
+
     def out_of_place(self, inputs: Sequence[Tensor]) -> GraphModule:
         """The same graph, in which nothing but inputs is changed in place, at its end."""
         copies = [tensor.detach().clone() for tensor in (*inputs, *self.tensors)]

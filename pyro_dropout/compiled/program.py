@@ -6,7 +6,7 @@ After update in the chain randomness → graph → update → program → svi �
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import pyro
@@ -23,9 +23,21 @@ from pyro_dropout.losses import TraceDropout_ELBO
 from pyro_dropout.traces import forked_rng
 
 
-def keys(number: int, device: Any = None) -> Tensor:
-    """Of masks and all else that is random, from PyTorch's generator of the CPU, ``[number, 2]``."""
-    return torch.randint(-(2**31), 2**31, (number, 2), dtype=torch.int32).to(device)
+def keys(number: int, device: Any = None, generator: torch.Generator | None = None) -> Tensor:
+    """Of masks and all else that is random, from a generator of the CPU, PyTorch's by default, ``[number, 2]``."""
+    return torch.randint(-(2**31), 2**31, (number, 2), dtype=torch.int32, generator=generator).to(device)
+
+
+def check(who: str, losses: Iterable[Any], backend: str) -> None:
+    """Raises where a loss or a backend is none that compiled steps have."""
+    for loss in losses:
+        if not isinstance(loss, TraceDropout_ELBO):
+            raise ValueError(
+                f"{who} traces the losses of pyro_dropout, but found {type(loss).__name__}: use TraceDropout_ELBO or "
+                "RenyiDropout_ELBO, or pyro.infer.SVI for this loss"
+            )
+    if backend not in ("inductor", "eager"):
+        raise ValueError(f'backend must be "inductor" or "eager", but found {backend!r}')
 
 
 class Program:
@@ -232,14 +244,18 @@ def parameters_of(
     return {name: parameter for name, parameter in found.items() if names.get(parameter) == name}
 
 
+def drawn_by(key: Tensor | None) -> AbstractContextManager:
+    return nullcontext() if key is None else KeyedRandomness(key)
+
+
 def eager_gradients(
-    model: Callable, guide: Callable, loss: TraceDropout_ELBO, key: Tensor, args: Any, kwargs: Any
+    model: Callable, guide: Callable, loss: TraceDropout_ELBO, key: Tensor | None, args: Any, kwargs: Any
 ) -> tuple[float, list[Tensor]]:
-    """The loss, with all checks, by the random numbers that a compiled one would have drawn by this key.
+    """The loss, with all checks, by the random numbers that a compiled one would have drawn by this key, if any.
 
     Gradients are added to those of the parameters, which are returned too.
     """
-    with poutine.trace(param_only=True) as capture, KeyedRandomness(key):
+    with poutine.trace(param_only=True) as capture, drawn_by(key):
         value = loss.loss_and_grads(model, guide, *args, **kwargs)
     found = (site["value"].unconstrained() for site in capture.trace.nodes.values())
     return value, list(dict.fromkeys(parameter for parameter in found if parameter.requires_grad))

@@ -19,11 +19,12 @@ from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
-from pyro_dropout.compiled.differences import parts
+from pyro_dropout.compiled.differences import check_alike, places_of
 from pyro_dropout.compiled.graph import Traced, compiled, graph_of
 from pyro_dropout.compiled.program import (
     Program,
     called_modules,
+    check,
     eager_gradients,
     held_by,
     keys,
@@ -109,14 +110,7 @@ class ReplicatedSVI:
         loss = TraceDropout_ELBO() if loss is None else loss
         losses = list(loss) if isinstance(loss, Sequence) else [loss] * number
         seeds = torch.randint(2**31, (number,)).tolist() if seeds is None else list(seeds)
-        for found in losses:
-            if not isinstance(found, TraceDropout_ELBO):
-                raise ValueError(
-                    f"ReplicatedSVI traces the losses of pyro_dropout, but found {type(found).__name__}: use "
-                    "TraceDropout_ELBO or RenyiDropout_ELBO"
-                )
-        if backend not in ("inductor", "eager"):
-            raise ValueError(f'backend must be "inductor" or "eager", but found {backend!r}')
+        check("ReplicatedSVI", losses, backend)
         if max_memory is not None and max_memory <= 0:
             raise ValueError(f"max_memory must be a positive number of bytes, but found {max_memory}")
         for what, found in (("optimisers", optims), ("losses", losses), ("seeds", seeds)):
@@ -167,6 +161,8 @@ class ReplicatedSVI:
             shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
             raise ValueError(f"scan takes tensors [replicates, steps, ...], but found {shapes}")
 
+        if numbers == {0}:
+            return torch.zeros(len(self), 0, dtype=torch.float64)
         own_args, own_kwargs = tree_map(lambda t: t[:, 0] if isinstance(t, Tensor) else t, (args, kwargs))
         losses, begin = [], 0
         if not self._started:
@@ -197,10 +193,9 @@ class ReplicatedSVI:
 
     def _next_keys(self) -> Tensor:
         if self._keys.shape[1] == 0:
-            draw = functools.partial(torch.randint, -(2**31), 2**31, (_KEYS, 2), dtype=torch.int32)
-            self._keys = torch.stack([draw(generator=random) for random in self._random])
-        keys, self._keys = self._keys[:, 0], self._keys[:, 1:]
-        return keys
+            self._keys = torch.stack([keys(_KEYS, generator=random) for random in self._random])
+        now, self._keys = self._keys[:, 0], self._keys[:, 1:]
+        return now
 
     def _first_step(self, args: Any, kwargs: Any) -> Tensor:
         """Of each replicate by itself, with all checks."""
@@ -282,12 +277,12 @@ class _Together:
         first = self._first(functions[0], owns[0], parameters)
         self._copied: list[tuple[Tensor, list[Tensor]]] = []
         self._buffers = {id(b) for modules in svi._modules for m in modules for b in m._buffers.values()}
-        places = [_places(*args) for args in zip(functions, parameters, svi._updates, strict=True)]
+        places = [places_of(*args) for args in zip(functions, parameters, svi._updates, strict=True)]
         for r, place in enumerate(places[1:], start=1):
-            _check_alike(places[0], place, r)
+            check_alike(places[0], place, r)
         self.size, self.parts = self._sizes(first)
         self.device = first._alive.device
-        changed = _changed(first.traced)
+        changed = first.traced.changed()
         paths = {id(value): path for path, value in places[0].items() if isinstance(value, Tensor)}
         self.tensors: list[tuple[Tensor, int | None]] = []  # each with its dimension of replicates
         for tensor in first.traced.tensors:
@@ -436,51 +431,3 @@ def _leave(module: nn.Module, *_: Any) -> None:
 
 def _own(replicate: int, args: Any, kwargs: Any) -> tuple[Any, Any]:
     return tree_map(lambda t: t[replicate] if isinstance(t, Tensor) else t, (args, kwargs))
-
-
-def _places(functions: tuple[Any, Any, Any], parameters: dict[str, Tensor], update: Update) -> dict[str, Any]:
-    """All that a replicate consists of, by path: tensors, which may be its own, and numbers, which may not."""
-    model, guide, loss = functions
-    options = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in update.groups]
-    numbers = {k: v for k, v in vars(loss).items() if k != "alpha"}  # stands in a tensor
-    fixed = [group["lr"] for group in update.groups] if update.fixed_rates else []
-    states = [state[p] for state, p in zip(update.states, update.parameters, strict=True)]
-    rates = [rate for _, rate in update.rates]
-    roots = {"parameters": parameters, "states": states, "rates": rates, "options": options, "fixed": fixed}
-    return {
-        f"{name}.{path}": part
-        for name, root in {**roots, "loss": numbers, "model": model, "guide": guide}.items()
-        for path, part in parts(root).items()
-    }
-
-
-def _check_alike(first: dict[str, Any], other: dict[str, Any], replicate: int) -> None:
-    for path in [*first, *(path for path in other if path not in first)]:
-        if path not in first or path not in other:
-            raise ValueError(f"replicates 0 and {replicate} differ: only one of them has {path}")
-        a, b = first[path], other[path]
-        if isinstance(a, Tensor) and isinstance(b, Tensor):
-            if a.shape != b.shape or a.dtype != b.dtype:
-                raise ValueError(
-                    f"{path} has shape {tuple(a.shape)} ({a.dtype}) in replicate 0, but {tuple(b.shape)} ({b.dtype}) "
-                    f"in replicate {replicate}: replicates share one graph, and with it all shapes"
-                )
-        elif isinstance(a, Tensor) or isinstance(b, Tensor) or (a != b and (a == a or b == b)):
-            raise ValueError(
-                f"{path} is {a!r} in replicate 0, but {b!r} in replicate {replicate}: what differs between replicates "
-                "must be a tensor in all of them, as numbers are written into the graph that they share"
-            )
-
-
-def _changed(traced: Traced) -> set[int]:
-    """Tensors that the graph changes in place, by identity."""
-    placeholders = [node for node in traced.module.graph.nodes if node.op == "placeholder"]
-    tensors = dict(zip(placeholders[-len(traced.tensors) :], traced.tensors, strict=True))
-    found = set()
-    for node in traced.module.graph.nodes:
-        schema = getattr(node.target, "_schema", None)
-        if node.op == "call_function" and schema is not None and schema.is_mutable:
-            for argument, given in zip(schema.arguments, node.args, strict=False):
-                if argument.alias_info is not None and argument.alias_info.is_write and given in tensors:
-                    found.add(id(tensors[given]))
-    return found

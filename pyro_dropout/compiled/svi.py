@@ -12,7 +12,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-import pyro.poutine as poutine
 import torch
 from pyro.infer import SVI
 from pyro.infer.util import zero_grads
@@ -24,6 +23,8 @@ from pyro_dropout.checks import find_nonfinite
 from pyro_dropout.compiled.program import (
     Program,
     called_modules,
+    check,
+    drawn_by,
     eager_gradients,
     keys,
     modules_of,
@@ -31,7 +32,6 @@ from pyro_dropout.compiled.program import (
     step_program,
     tensors_of,
 )
-from pyro_dropout.compiled.randomness import KeyedRandomness
 from pyro_dropout.losses import TraceDropout_ELBO
 
 
@@ -92,13 +92,7 @@ class CompiledSVI(SVI):
         progress: bool = True,
     ) -> None:
         loss = TraceDropout_ELBO() if loss is None else loss
-        if not isinstance(loss, TraceDropout_ELBO):
-            raise ValueError(
-                f"CompiledSVI traces the losses of pyro_dropout, but found {type(loss).__name__}: use "
-                "TraceDropout_ELBO or RenyiDropout_ELBO, or pyro.infer.SVI for this loss"
-            )
-        if backend not in ("inductor", "eager"):
-            raise ValueError(f'backend must be "inductor" or "eager", but found {backend!r}')
+        check("CompiledSVI", [loss], backend)
         super().__init__(model, guide, optim, loss)
         self.elbo, self.backend, self.progress = loss, backend, progress
         self._plain = SVI(model, guide, optim, loss)
@@ -156,7 +150,7 @@ class CompiledSVI(SVI):
         inputs = list(zip(*(leaf.unbind() for leaf in tensors_of(args, kwargs)), strict=True))[len(losses) :]
         called: list[Tensor] = []
         for key, values in zip(program.keys(len(inputs)).unbind(), inputs, strict=True):
-            if called:
+            if called:  # before the first one it has been
                 program.refresh()
             called.append(program(key, values))
         results = torch.stack(called)
@@ -199,28 +193,25 @@ class CompiledSVI(SVI):
         before = torch.get_rng_state()
         tensors = [p for m in modules_of(*functions, *self._called) for p in m.parameters()] + tensors_of(args, kwargs)
         key = keys(1, tensors[0].device if tensors else None)[0]
-        failed, result = "", (math.nan, list[Tensor]())
+        outcome = _SEEN
         with called_modules(self._called):
             try:
-                if kind == "loss":
-                    with torch.no_grad(), KeyedRandomness(key):
-                        result = self.elbo.loss(*functions, *args, **kwargs), []
-                else:
-                    result = eager_gradients(*functions, self.elbo, key, args, kwargs)
-            except NotImplementedError as error:
-                failed = _first_line(error)
+                result = self._eagerly(kind, key, args, kwargs)
+            except NotImplementedError as error:  # random numbers that are no function of a key
+                self._warn(f"the model or its guide cannot be traced ({_first_line(error)})")
+                outcome = _FAILED
+                torch.set_rng_state(before)
+                result = self._eagerly(kind, None, args, kwargs)
         self._modules = modules_of(*functions, *self._called)
         for also in {kind, "gradients"} if kind == "step" else {kind}:
-            self._programs[self._key(also, args, kwargs)[0]] = _FAILED if failed else _SEEN
-        if not failed:
-            return result
-        self._warn(f"the model or its guide cannot be traced ({failed})")
-        torch.set_rng_state(before)
+            self._programs[self._key(also, args, kwargs)[0]] = outcome
+        return result
+
+    def _eagerly(self, kind: str, key: Tensor | None, args: Any, kwargs: Any) -> tuple[float, list[Tensor]]:
         if kind == "loss":
-            return self._plain.evaluate_loss(*args, **kwargs), []
-        with poutine.trace(param_only=True) as capture:
-            loss = self.elbo.loss_and_grads(*functions, *args, **kwargs)
-        return loss, list({site["value"].unconstrained(): None for site in capture.trace.nodes.values()})
+            with torch.no_grad(), drawn_by(key):
+                return self.elbo.loss(self.model, self.guide, *args, **kwargs), []
+        return eager_gradients(self.model, self.guide, self.elbo, key, args, kwargs)
 
     def _finite(self, program: Program, result: Tensor, args: Any, kwargs: Any, where: str = "") -> float:
         loss, finite = result.tolist()

@@ -40,7 +40,7 @@ class Update:
             (groups, torch.tensor(rate, dtype=torch.float64, device=device)) for rate, groups in alike.items()
         ]
         self._last = list(alike)
-        self._options = [_options(group) for group in self.groups]
+        self._options = [options_of(group) for group in self.groups]
         for state, parameter in zip(self.states, parameters, strict=True):
             count = state[parameter].get("step")
             if isinstance(count, Tensor):  # 1 - 0.999^count needs more than float32
@@ -97,7 +97,7 @@ class Update:
 
     def _contents(self) -> list[dict[str, Any]]:
         states = [dict(state[p]) for state, p in zip(self.states, self.parameters, strict=True)]
-        return states + [_options(group) for group in self.groups]
+        return states + [options_of(group) for group in self.groups]
 
     @contextmanager
     def _capturable(self) -> Iterator[None]:
@@ -117,7 +117,8 @@ class Update:
                 group.update(options)
 
 
-def _options(group: dict[str, Any]) -> dict[str, Any]:
+def options_of(group: dict[str, Any]) -> dict[str, Any]:
+    """What is written into a graph as it is."""
     return {key: value for key, value in group.items() if key not in ("params", "lr", "initial_lr")}
 
 

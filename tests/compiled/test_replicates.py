@@ -183,6 +183,7 @@ def test_a_scan_is_its_steps_and_guides_are_ordinary():
         ends.append(losses)
     assert torch.equal(*ends)
     assert losses.shape == (R, STEPS)
+    assert svi.scan(x[:, None][:, :0], y[:, None][:, :0]).shape == (R, 0)
     rates = torch.stack([torch.stack(list(guide.rates().values())) for guide in svi.guides])
     assert len(rates.unique()) == rates.numel()
     found = TraceDropout_ELBO().loss(svi.models[2], svi.guides[2], x[2], y[2])
