@@ -26,6 +26,8 @@ class Regression(PyroModule):
     :param size: number of data points N of the data set; mini-batches are scaled to it.
     :param hidden: widths of the hidden layers.
     :param lengthscale: prior lengthscale l, a number or a tensor; l² is the prior precision of a weight.
+    :param scaled: matrices of K inputs have the lengthscale l √K instead (CD appendix D); with l = 1 a layer's output
+        has about the size of its inputs.
     :param precision: of the noise, τ in 1 / units of y²: ``"latent"`` with the prior above, ``"parameter"`` for its
         maximum likelihood, ``"network"`` for :math:`\log \tau(x_n)` as a second output (heteroscedastic noise, CD
         section 4.1), or a number or tensor, which stays as it is, in the buffer ``fixed_precision``.
@@ -47,6 +49,8 @@ class Regression(PyroModule):
         hidden: Sequence[int] = (50,),
         lengthscale: float | Tensor = 1.0,
         precision: str | float | Tensor = "latent",
+        *,
+        scaled: bool = False,
     ) -> None:
         super().__init__()
         if isinstance(precision, str):
@@ -58,7 +62,12 @@ class Regression(PyroModule):
             raise ValueError(f"precision must be positive, but found {precision}")
         self.size, self.precision = size, precision if isinstance(precision, str) else "fixed"
         outputs = 2 if precision == "network" else 1
-        self.net = BayesianModule(mlp(features, hidden, outputs), prior=dist.Normal(0.0, 1.0 / lengthscale))
+
+        def prior(_: str, parameter: Tensor) -> dist.Normal:
+            inputs = parameter.shape[1] if scaled and parameter.dim() == 2 else 1
+            return dist.Normal(0.0, 1.0 / (lengthscale * inputs**0.5))
+
+        self.net = BayesianModule(mlp(features, hidden, outputs), prior)
         if precision == "parameter":
             self.learned_precision = PyroParam(torch.tensor(1.0), constraints.positive)
         elif self.precision == "fixed":

@@ -41,6 +41,16 @@ def test_the_noise_is_what_it_is_called(precision):
     assert weight["log_prob_sum"].item() == pytest.approx(expected, rel=1e-4)
 
 
+def test_scaled_lengthscales_grow_with_the_inputs():
+    pyro.set_rng_seed(0)
+    model = Regression(3, 20, (4, 5), lengthscale=torch.tensor(0.5), scaled=True)
+    nodes = poutine.trace(model).get_trace(torch.randn(6, 3)).nodes
+    for site, scale in {"net.0.weight": 3, "net.2.weight": 4, "net.4.weight": 5, "net.2.bias": 1}.items():
+        value = nodes[site]["value"].detach()
+        expected = scipy.stats.norm(0, 1 / (0.5 * scale**0.5)).logpdf(value).sum()
+        assert nodes[site]["fn"].log_prob(value).sum().item() == pytest.approx(expected, rel=1e-4)
+
+
 @pytest.mark.parametrize("precision", ["gamma", 0.0, -1.0])
 def test_precisions_that_are_none(precision):
     with pytest.raises(ValueError, match=r"precision must be .*but found"):

@@ -1,5 +1,6 @@
 """The table of the papers' regression results, cut down."""
 
+import argparse
 import json
 import math
 import os
@@ -83,6 +84,47 @@ def test_the_last_m_step_is_the_mode():
 
     best = scipy.optimize.minimize_scalar(negative, bounds=(-5, 5), method="bounded", options={"xatol": 1e-9}).x
     assert uci.last_m_step(means, y).item() == pytest.approx(math.exp(best), rel=1e-5)
+
+
+def test_early_stopping_is_chosen_by_validation_rows(monkeypatch):
+    """Of two lengths and three lengthscales, by the density after the last M-step; splits choose apart."""
+    calls = []
+
+    def fit(name, what, data, runs, method, lengths, draws, options):
+        calls.append([values["lengthscale"] for _, _, values in runs])
+        if len(calls) == 1:
+            early, late = np.zeros(6), np.zeros(6)
+            early[2], late[2], late[4] = 1.0, 0.5, 2.0  # split 0: early, third; split 1: late, second
+            return [{"log_likelihood": -after, "after_m_step": after} for after in (early, late)]
+        return [{"log_likelihood": [base, base + 1], "rmse": [0.0, 0.0]} for base in (10.0, 20.0)]
+
+    monkeypatch.setattr(uci, "fit", fit)
+    options = argparse.Namespace(splits=2, draws=20, layers=1, epochs=1.0, backend="eager")
+    found = uci.run("yacht", "concrete", options)
+    assert calls == [[*uci.LENGTHSCALES] * 2, [uci.LENGTHSCALES[2], uci.LENGTHSCALES[1]]]
+    assert found["log_likelihood"] == [10.0, 21.0]
+    assert [values["steps"] for values in found["chosen"]] == [uci.EARLY, 1.0]
+
+
+def test_the_learning_rate_comes_down_at_each_end():
+    rates = [uci.Decay([4, 12])(chunk) for chunk in range(13)]
+    assert rates[:3] == rates[4:9:2] == [1.0] * 3
+    assert rates[3] == pytest.approx(0.1)
+    assert rates[4:9] == [1.0] * 5
+    assert rates[10] == pytest.approx(0.1)
+    assert rates[12] == pytest.approx(1.0)
+
+
+def test_processes_that_write_at_once_lose_nothing(monkeypatch):
+    def run(name, method, options):
+        with open("outputs/uci.json", "w") as file:
+            json.dump({"another": {}}, file)
+        return {"log_likelihood": [0.0], "rmse": [0.0], "rates": [{"w": 0.1}], "seconds": 0.0, "date": ""}
+
+    os.mkdir("outputs")
+    monkeypatch.setattr(uci, "run", run)
+    uci.main(["--dataset", "yacht", *CUT])
+    assert len(results()) == 2
 
 
 @pytest.mark.slow
