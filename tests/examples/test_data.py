@@ -1,15 +1,28 @@
 """The loader: what is staged is what was meant, converters read the sources' formats, and errors say what to do."""
 
 import gzip
+import io
 import os
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
 
 from examples import data
-from examples.data import CATEGORIES, UCI_SPLITS, VARIABLE, load_amazon, load_mnist, load_qspr, load_uci, parse_reviews
+from examples.data import (
+    CATEGORIES,
+    UCI_SPLITS,
+    VARIABLE,
+    load_amazon,
+    load_co2,
+    load_mnist,
+    load_qspr,
+    load_solar,
+    load_uci,
+    parse_reviews,
+)
 
 staged = pytest.mark.skipif(not os.environ.get(VARIABLE), reason=f"the environment variable {VARIABLE} is not set")
 
@@ -91,6 +104,34 @@ def test_amazon(category, columns, rows):
     # The features of the smaller set are among those of the larger: so are their sums over the same documents.
     sums = top.x[:2000].sum(0)
     assert set(sums[sums > 300]) <= set(full.x.sum(0))
+
+
+@staged
+def test_series():
+    co2, solar = load_co2(), load_solar()
+    assert co2.t.shape == co2.y.shape == (545,)
+    assert co2.y[0] == 315.71  # March 1958, NOAA
+    # Gal & Ghahramani's data: the first 272, without their linear trend, standardised.
+    with np.load(Path(os.environ[VARIABLE]) / "co2/gal_co2_regression.npz") as published:
+        month = np.arange(272)
+        rest = co2.y[:272] - np.polyval(np.polyfit(month, co2.y[:272], 1), month)
+        assert np.allclose(rest / rest.std(), published["train_y"].ravel(), atol=1e-6)
+    assert (solar.t == np.arange(1610, 2001) + 0.5).all()
+    assert solar.y[0] == 1364.7338
+
+
+@staged
+def test_series_convert_to_what_is_staged(downloads):
+    co2, solar = load_co2(), load_solar()
+    mat = io.BytesIO()
+    scipy.io.savemat(mat, {"X": co2.t[:, None], "y": co2.y[:, None] - 342.16289048})
+    lean = "Lean 2000\n\nYEAR 11yrCYCLE 11yrCYCLE+BKGRND\n" + "\n".join(
+        f"  {t:.1f}  1365.0000  {y:.4f}" for t, y in zip(*solar, strict=True)
+    )
+    downloads({"03-mauna2003.mat": mat.getvalue(), "lean2000_irradiance.txt": lean.encode()})
+    for again, staged in ((load_co2(), co2), (load_solar(), solar)):
+        assert np.allclose(again.t, staged.t)
+        assert np.allclose(again.y, staged.y)
 
 
 @staged
