@@ -145,15 +145,14 @@ def run(name: str, method: str, options: argparse.Namespace) -> dict[str, Any]:
     if len(grid) * len(lengths) > 1:
         fifth = data.train.shape[1] // 5
         inside = [(data.train[s][:-fifth], data.train[s][-fifth:], values) for s in splits for values in grid]
-        draws = -(-options.draws // 5)
         scores = [
-            np.reshape(found.get("after_m_step", found["log_likelihood"]), (len(splits), len(grid)))
-            for found in fit(name, f"{name} {method}, validation", data, inside, method, lengths, draws, options)
+            np.reshape(found.get("after_m_step", found.get("log_likelihood")), (len(splits), len(grid)))
+            for found in fit(name, data, inside, method, lengths, options, choosing=True)
         ]
         best = np.nanargmax(np.concatenate(scores, axis=1), axis=1)  # by split, over lengths and grid
         length, chosen = (best // len(grid)).tolist(), (best % len(grid)).tolist()
     outside = [(data.train[s], data.test[s], grid[c]) for s, c in zip(splits, chosen, strict=True)]
-    results = fit(name, f"{name} {method}", data, outside, method, lengths, options.draws, options)
+    results = fit(name, data, outside, method, lengths, options)
     return {
         **{kind: [results[i][kind][s] for s, i in zip(splits, length, strict=True)] for kind in results[0]},
         "chosen": [{**grid[c], "steps": lengths[i]} for c, i in zip(chosen, length, strict=True)],
@@ -164,17 +163,18 @@ def run(name: str, method: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def fit(
     name: str,
-    what: str,
     data: UCI,
     runs: list[tuple[np.ndarray, np.ndarray, dict[str, float]]],
     method: str,
     lengths: tuple[float, ...],
-    draws: int,
     options: argparse.Namespace,
+    *,
+    choosing: bool = False,
 ) -> list[dict[str, list[Any]]]:
     """Results of one network for each run, ``(rows to train, rows to score, hyperparameters)``, all trained at once.
 
-    There are results for each of ``lengths``, parts of the steps, at whose ends the learning rate has come down.
+    There are results for each of ``lengths``, parts of the steps, at whose ends the learning rate has come down;
+    ``choosing``, only the score to choose by, with a fifth of the draws.
     """
     own = SETS[name]
     x, y = torch.as_tensor(data.x), torch.as_tensor(data.y)
@@ -199,6 +199,7 @@ def fit(
     svi = ReplicatedSVI(make, hyperparameters, optim, loss, seeds=range(len(runs)), backend=options.backend)
     each = torch.arange(len(runs))[:, None, None]
     results = []
+    what = f"{name} {method}, validation" if choosing else f"{name} {method}"
     with tqdm(total=ends[-1] * CHUNK, desc=what, disable=None) as progress:
         for start, end in zip((0, *ends), ends, strict=False):
             for _ in range(start, end):
@@ -212,12 +213,15 @@ def fit(
                 test = torch.as_tensor(runs[r][1])
                 x_test = ((x[test] - x_center[r]) / x_scale[r]).float()
                 y_test = ((y[test] - y_center[r]) / y_scale[r]).float()
-                scores = scored(model, guide, (x_train[r], y_train[r]), (x_test, y_test), draws, method)
-                scores = {
-                    kind: value * float(y_scale[r]) if kind == "rmse" else value - math.log(y_scale[r])
-                    for kind, value in scores.items()
-                }
+                predict = DropoutPredictive(
+                    model,
+                    guide=guide,
+                    num_samples=-(-options.draws // 5) if choosing else options.draws,
+                    progress=False,
+                )
+                scores = scored(predict, (x_train[r], y_train[r]), (x_test, y_test), method, choosing)
                 for kind, value in scores.items():
+                    value = value * float(y_scale[r]) if kind == "rmse" else value - math.log(y_scale[r])
                     found.setdefault(kind, []).append(value if svi.alive[r] else math.nan)
                 rates = {site: float(rate.mean()) for site, rate in guide.rates().items()}
                 found.setdefault("rates", []).append(rates)
@@ -226,24 +230,21 @@ def fit(
 
 
 def scored(
-    model: Any,
-    guide: Any,
-    train: tuple[Tensor, Tensor],
-    test: tuple[Tensor, Tensor],
-    draws: int,
-    method: str,
+    predict: DropoutPredictive, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], method: str, choosing: bool
 ) -> dict[str, float]:
-    """In standardised units: log-likelihood of a test row, RMSE; the former with the precision of a last M-step."""
-    predict = DropoutPredictive(model, guide=guide, num_samples=draws, progress=False)
-    means = predict(test[0])["mean"]
-    scores = {
-        "log_likelihood": float(predict.log_likelihood(*test)["obs"].mean()),
-        "rmse": float((means.mean(0) - test[1]).square().mean().sqrt()),
-    }
-    if method in ("concrete", "disarm", "disarm-unit"):
-        precision = last_m_step(predict(train[0])["mean"], train[1])
-        densities = dist.Normal(means, precision.rsqrt()).log_prob(test[1])
+    """In standardised units: log-likelihood of a test row, also with the precision of a last M-step; RMSE."""
+    scores = {}
+    last = method in ("concrete", "disarm", "disarm-unit")
+    if not (choosing and last):
+        scores["log_likelihood"] = float(predict.log_likelihood(*test)["obs"].mean())
+    if last:
+        size = len(train[0])
+        means = predict(torch.cat([train[0], test[0]]))["mean"]
+        densities = dist.Normal(means[:, size:], last_m_step(means[:, :size], train[1]).rsqrt()).log_prob(test[1])
         scores["after_m_step"] = float(predictive_log_likelihood(densities).mean())
+    if not choosing:
+        means = means[:, size:] if last else predict(test[0])["mean"]
+        scores["rmse"] = float((means.mean(0) - test[1]).square().mean().sqrt())
     return scores
 
 

@@ -32,9 +32,9 @@ def test_a_grid_is_searched_on_validation_rows_alone(monkeypatch, capsys):
     seen = []
     whole = uci.fit
 
-    def fit(name, what, data, runs, *args):
+    def fit(name, data, runs, *args, **kwargs):
         seen.append((data, runs))
-        return whole(name, what, data, runs, *args)
+        return whole(name, data, runs, *args, **kwargs)
 
     monkeypatch.setattr(uci, "fit", fit)
     uci.main(["--dataset", "yacht", "--method", "mc", *CUT])
@@ -90,12 +90,12 @@ def test_early_stopping_is_chosen_by_validation_rows(monkeypatch):
     """Of two lengths and three lengthscales, by the density after the last M-step; splits choose apart."""
     calls = []
 
-    def fit(name, what, data, runs, method, lengths, draws, options):
+    def fit(name, data, runs, method, lengths, options, choosing=False):
         calls.append([values["lengthscale"] for _, _, values in runs])
         if len(calls) == 1:
             early, late = np.zeros(6), np.zeros(6)
             early[2], late[2], late[4] = 1.0, 0.5, 2.0  # split 0: early, third; split 1: late, second
-            return [{"log_likelihood": -after, "after_m_step": after} for after in (early, late)]
+            return [{"after_m_step": after} for after in (early, late)]
         return [{"log_likelihood": [base, base + 1], "rmse": [0.0, 0.0]} for base in (10.0, 20.0)]
 
     monkeypatch.setattr(uci, "fit", fit)
