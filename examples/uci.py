@@ -126,7 +126,10 @@ def stored(path: Path) -> dict[str, Any]:
 
 
 def key_of(name: str, method: str, options: argparse.Namespace) -> str:
-    return f"{name} {method} layers={options.layers} epochs={options.epochs:g} splits={options.splits or 'all'}"
+    settings = {"layers": options.layers, "epochs": SETS[name].epochs * options.epochs, "draws": options.draws}
+    return (
+        f"{name} {method} " + " ".join(f"{k}={v:g}" for k, v in settings.items()) + f" splits={options.splits or 'all'}"
+    )
 
 
 def run(name: str, method: str, options: argparse.Namespace) -> dict[str, Any]:
