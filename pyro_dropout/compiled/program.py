@@ -250,12 +250,12 @@ def drawn_by(key: Tensor | None) -> AbstractContextManager:
 
 def eager_gradients(
     model: Callable, guide: Callable, loss: TraceDropout_ELBO, key: Tensor | None, args: Any, kwargs: Any
-) -> tuple[float, list[Tensor]]:
+) -> tuple[float, dict[Tensor, str]]:
     """The loss, with all checks, by the random numbers that a compiled one would have drawn by this key, if any.
 
-    Gradients are added to those of the parameters, which are returned too.
+    Gradients are added to those of the parameters, which are returned too, with their names.
     """
     with poutine.trace(param_only=True) as capture, drawn_by(key):
         value = loss.loss_and_grads(model, guide, *args, **kwargs)
-    found = (site["value"].unconstrained() for site in capture.trace.nodes.values())
-    return value, list(dict.fromkeys(parameter for parameter in found if parameter.requires_grad))
+    found = {name: site["value"].unconstrained() for name, site in capture.trace.nodes.items()}
+    return value, {parameter: name for name, parameter in reversed(found.items()) if parameter.requires_grad}

@@ -200,7 +200,7 @@ class ReplicatedSVI:
     def _first_step(self, args: Any, kwargs: Any) -> Tensor:
         """Of each replicate by itself, with all checks."""
         losses: list[float] = []
-        parameters: list[list[Tensor]] = []
+        parameters: list[dict[Tensor, str]] = []
         called: list[dict[nn.Module, None]] = []
         device = next((tensor.device for tensor in tensors_of(args, kwargs)), None)
         for r, (model, guide, elbo) in enumerate(zip(self.models, self.guides, self.losses, strict=True)):
@@ -219,8 +219,8 @@ class ReplicatedSVI:
             parameters.append(own)
             called.append(found)
         for r, (optim, own) in enumerate(zip(self.optims, parameters, strict=True)):
-            with self._numbers_of(r):
-                optim(own)
+            with self._numbers_of(r), _named(own):
+                optim(list(own))
             zero_grads(own)
         self._started = True
         functions = zip(self.models, self.guides, called, strict=True)
@@ -417,6 +417,18 @@ def _local(function: Any) -> Any:
     function.register_forward_pre_hook(_enter)
     function.register_forward_hook(_leave, always_call=True)
     return function
+
+
+@contextmanager
+def _named(parameters: dict[Tensor, str]) -> Iterator[None]:
+    """Parameters have their names in Pyro's store, by which an optimiser may choose its options."""
+    names = pyro.get_param_store()._param_to_name
+    names.update(parameters)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            del names[parameter]
 
 
 def _enter(module: nn.Module, _: Any) -> None:

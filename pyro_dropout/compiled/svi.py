@@ -211,7 +211,8 @@ class CompiledSVI(SVI):
         if kind == "loss":
             with torch.no_grad(), drawn_by(key):
                 return self.elbo.loss(self.model, self.guide, *args, **kwargs), []
-        return eager_gradients(self.model, self.guide, self.elbo, key, args, kwargs)
+        loss, parameters = eager_gradients(self.model, self.guide, self.elbo, key, args, kwargs)
+        return loss, list(parameters)
 
     def _finite(self, program: Program, result: Tensor, args: Any, kwargs: Any, where: str = "") -> float:
         loss, finite = result.tolist()

@@ -338,6 +338,32 @@ def eventful(step, optims, models):
     return losses + [step(rows) for rows in (slice(None), slice(0, 3), slice(None))]
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_an_optimiser_may_choose_by_name(shared):
+    """Rates go ten times as far as weights; Adam's first step has the size of the learning rate."""
+    names = []
+
+    def options(name):
+        names.append(name)
+        return {"lr": 1e-2 if "logits" in name else 1e-3}
+
+    optim = pyro.optim.Adam(options) if shared else [pyro.optim.Adam(options) for _ in range(2)]
+    grid = [{"rate": 0.2, "scale": 1.0, "precision": 2.0}] * 2
+    svi = ReplicatedSVI(concrete, grid, optim, seeds=[0, 1], backend="eager")
+    x, y = torch.randn(2, 3, 8, 3, dtype=torch.float64), torch.randn(2, 3, 8, dtype=torch.float64)
+    svi.step(x[:, 0], y[:, 0])
+    for guide in svi.guides:
+        for logits in guide.logits.parameters():
+            assert (logits - math.log(0.8 / 0.2)).abs().item() == pytest.approx(1e-2, rel=1e-3)
+    before = [{name: p.detach().clone() for name, p in guide.locs.named_parameters()} for guide in svi.guides]
+    svi.step(x[:, 1], y[:, 1])
+    for guide, old in zip(svi.guides, before, strict=True):
+        for name, loc in guide.locs.named_parameters():
+            assert 1e-5 < (loc - old[name]).abs().max() < 2e-3, name
+    assert any("logits.net.0.weight" in name for name in names)
+    assert not pyro.get_param_store()._param_to_name
+
+
 def test_one_that_is_not_finite_stays_and_the_others_go_on():
     x, y = data()
     svi = ReplicatedSVI(concrete, grid(), adam(), seeds=SEEDS, backend="eager")
