@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +37,7 @@ from torch import nn
 from tqdm import tqdm
 
 from examples.data import load_co2, load_solar
+from examples.results import count
 from models.regression import Regression
 from pyro_dropout import AutoBernoulliDropout, DropoutPredictive, TraceDropout_ELBO
 from pyro_dropout.compiled import CompiledSVI
@@ -44,7 +46,8 @@ matplotlib.use("Agg")  # pictures go to files, no window needed
 
 SEEN = 272  # months of CO2
 GAPS = (1626, 1702, 1776, 1852, 1926)  # first of 20 years of the sun's that are left out
-LENGTHSCALE, PRECISION = 0.1, 100.0
+LENGTHSCALE, PRECISION, LEARNING_RATE = 0.1, 100.0, 1e-3
+FEW = 10  # draws, figure 3
 CHUNK = 50  # steps between messages
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
@@ -68,7 +71,7 @@ class Net(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """Draws of the function ``[T, n]``, and the weight-averaged one ``[n]``; of a process its mean and deviation."""
+    """Draws of the function ``[T, n]``, and the weight-averaged one ``[n]``."""
 
     draws: np.ndarray
     averaged: np.ndarray
@@ -77,11 +80,11 @@ class Prediction(NamedTuple):
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m examples.co2", description=__doc__.splitlines()[0])
     parser.add_argument("--series", choices=("co2", "solar"), nargs="+", default=["co2", "solar"])
-    parser.add_argument("--layers", type=int, nargs="+", default=[5], help="hidden layers, 4 or 5 (default 5)")
+    parser.add_argument("--layers", type=count, nargs="+", default=[5], help="hidden layers, 4 or 5 (default 5)")
     parser.add_argument("--rates", type=float, nargs="+", default=[0.1, 0.2], help="of dropping (default 0.1 0.2)")
-    parser.add_argument("--units", type=int, default=1024, help="of a layer (default 1,024)")
-    parser.add_argument("--steps", type=int, default=3000, help="of each network (default 3,000)")
-    parser.add_argument("--draws", type=int, default=1000, help="T (default 1,000)")
+    parser.add_argument("--units", type=count, default=1024, help="of a layer (default 1,024)")
+    parser.add_argument("--steps", type=count, default=2000, help="of each network (default 2,000)")
+    parser.add_argument("--draws", type=count, default=1000, help="T (default 1,000)")
     parser.add_argument("--backend", choices=("inductor", "eager"), default="inductor")
     parser.add_argument("--output", type=Path, default=Path("outputs"))
     options = parser.parse_args(arguments)
@@ -114,13 +117,15 @@ def solar() -> Series:
 def predicted(name: str, series: Series, net: Net, options: argparse.Namespace) -> Prediction:
     """Trains the network, or reads what an earlier run has found."""
     run = f"{name}-{net.activation}-{net.rate}-{net.layers}x{options.units}-{options.steps}-{options.draws}"
+    run += f"-{LENGTHSCALE}-{PRECISION}-{LEARNING_RATE}"
     path = options.output / "co2" / f"{run}.npz"
     if not path.exists():
         found = fit(series, net, options)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.with_suffix(".new").open("wb") as file:
+        written = path.with_name(f"{path.name}.{os.getpid()}")
+        with written.open("wb") as file:
             np.savez(file, **found._asdict())
-        path.with_suffix(".new").replace(path)
+        written.replace(path)
     with np.load(path) as stored:
         return Prediction(**stored)
 
@@ -136,7 +141,7 @@ def fit(series: Series, net: Net, options: argparse.Namespace) -> Prediction:
     guide = AutoBernoulliDropout(model, rate=lambda site: 0.0 if site == "net.0.weight" else net.rate, rest=AutoDelta)
     optim = pyro.optim.PyroLRScheduler(
         torch.optim.lr_scheduler.CosineAnnealingLR,
-        {"optimizer": torch.optim.Adam, "optim_args": {"lr": 1e-3}, "T_max": math.ceil(options.steps / CHUNK)},
+        {"optimizer": torch.optim.Adam, "optim_args": {"lr": LEARNING_RATE}, "T_max": math.ceil(options.steps / CHUNK)},
     )
     svi = CompiledSVI(model, guide, optim, TraceDropout_ELBO(), backend=options.backend)
     with tqdm(total=options.steps, desc=str(net), disable=None) as progress:
@@ -183,13 +188,15 @@ def print_table(
     where = places(name, series)
     last = list(where.values())[-1]
     print(f"\n{name}: deviation of the function, standardised units; prediction at the last of these places\n")
-    print("| model | " + " | ".join(where) + " | mean ± deviation, T = 1,000 | T = 10 | weight-averaged | RMSE seen |")
+    print(
+        "| model | " + " | ".join(where) + f" | mean ± deviation, all draws | T = {FEW} | weight-averaged | RMSE seen |"
+    )
     print("| --- " * (len(where) + 5) + "|")
     rows = {
         str(net): (
             p.draws.std(0),
             f"{p.draws[:, last].mean():.2f} ± {p.draws[:, last].std(0).mean():.2f}",
-            f"{p.draws[:10, last].mean():.2f} ± {p.draws[:10, last].std(0).mean():.2f}",
+            f"{p.draws[:FEW, last].mean():.2f} ± {p.draws[:FEW, last].std(0).mean():.2f}",
             f"{p.averaged[last].mean():.2f}",
             p.draws.mean(0),
         )
@@ -211,11 +218,11 @@ def draw(
     nets: list[Net],
     path: Path,
 ) -> None:
-    """Panels as in the paper: shades are half a deviation each, two in all."""
+    """Shades are half a deviation each, two in all; the paper shows tanh with eight."""
     relu = found[next(net for net in nets if net.activation == "relu")]
     panels = [("standard dropout: weights averaged, relu", relu.averaged, np.zeros_like(mean))]
     panels += [("Gaussian process", mean, deviation)]
-    panels += [("relu, T = 10", relu.draws[:10].mean(0), relu.draws[:10].std(0))]
+    panels += [(f"relu, T = {len(relu.draws[:FEW])}", relu.draws[:FEW].mean(0), relu.draws[:FEW].std(0))]
     panels += [(str(net), p.draws.mean(0), p.draws.std(0)) for net, p in found.items()]
     columns = math.ceil(len(panels) / 2)
     figure, axes = plt.subplots(2, columns, figsize=(4.2 * columns, 6), sharex=True, sharey=True, squeeze=False)

@@ -15,10 +15,11 @@ What to beware of. With 10 points and 2 million weights the noise is what the ne
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -29,6 +30,7 @@ from pyro.infer.autoguide import AutoDelta
 from torch import Tensor
 from tqdm import tqdm
 
+from examples.results import count, kept
 from models.regression import Regression
 from pyro_dropout import AutoConcreteDropout, DropoutPredictive, TraceDropout_ELBO
 from pyro_dropout.compiled import ReplicatedSVI
@@ -36,6 +38,7 @@ from pyro_dropout.compiled import ReplicatedSVI
 matplotlib.use("Agg")  # pictures go to files, no window needed
 
 LENGTHSCALE = 1e-4  # the authors'
+LEARNING_RATES = {"rates": 1e-2, "weights": 1e-3}  # rates go a long way from 0.1
 CHUNK = 20  # steps between messages
 PANELS = {
     "epistemic": "epistemic deviation",
@@ -48,30 +51,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m examples.synthetic_uncertainty", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10, 30, 100, 300, 1000, 3000, 10000])
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--units", type=int, default=1024, help="of each of three layers (default 1,024)")
-    parser.add_argument("--steps", type=int, default=2000, help="of each network (default 2,000)")
-    parser.add_argument("--draws", type=int, default=200, help="of functions (default 200)")
+    parser.add_argument("--sizes", type=count, nargs="+", default=[10, 100, 1000, 10000], help="numbers of points")
+    parser.add_argument("--repeats", type=count, default=3)
+    parser.add_argument("--units", type=count, default=1024, help="of each of three layers (default 1,024)")
+    parser.add_argument("--steps", type=count, default=2000, help="of each network (default 2,000)")
+    parser.add_argument("--draws", type=count, default=200, help="of functions (default 200)")
     parser.add_argument("--backend", choices=("inductor", "eager"), default="inductor")
     parser.add_argument("--output", type=Path, default=Path("outputs"))
     options = parser.parse_args(arguments)
-    path = options.output / "synthetic_uncertainty.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
-    keys = {
-        size: f"{size} points, {options.repeats} x {options.units} units, {options.steps} steps, {options.draws} draws"
-        for size in options.sizes
-    }
-    for size, key in keys.items():
-        if key not in results:
-            results[key] = run(size, options)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(results, indent=1))
-    found = {size: results[key] for size, key in keys.items()}
+    folder = options.output / "synthetic_uncertainty"
+    settings = {name: getattr(options, name) for name in ("repeats", "units", "steps", "draws")}
+    settings |= {"lengthscale": LENGTHSCALE, "learning_rates": LEARNING_RATES}
+    found = {size: kept(folder / f"{size}.json", settings, partial(run, size, options)) for size in options.sizes}
     print_table(found)
     picture = options.output / "synthetic_uncertainty.png"
     draw(found, picture)
-    print(f"numbers in {path}, picture in {picture}")
+    print(f"numbers in {folder}, picture in {picture}")
 
 
 def data(size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -80,8 +75,11 @@ def data(size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     return x[:, None], 2 * x + 8 + noise
 
 
-def run(size: int, options: argparse.Namespace) -> dict[str, list[list[float]] | list[float] | float]:
-    """Deviations by repeat, means over 1,000 new points; rates by repeat and layer; seconds."""
+def run(size: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Deviations by repeat, means over 1,000 new points; rates by repeat and layer; seconds.
+
+    :raises RuntimeError: a loss that is not finite.
+    """
     pyro.set_rng_seed(0)
     start = time.perf_counter()
     generators = [torch.Generator().manual_seed(seed) for seed in range(options.repeats)]
@@ -90,6 +88,9 @@ def run(size: int, options: argparse.Namespace) -> dict[str, list[list[float]] |
     def make() -> tuple[Regression, AutoConcreteDropout]:
         model = Regression(1, size, (options.units,) * 3, LENGTHSCALE, "network")
         return model, AutoConcreteDropout(model, rate=0.1, rest=AutoDelta)
+
+    def learning_rate(parameter: str) -> dict[str, float]:
+        return {"lr": LEARNING_RATES["rates" if "logits" in parameter else "weights"]}
 
     chunks = math.ceil(options.steps / CHUNK)
     optim = pyro.optim.PyroLRScheduler(
@@ -107,6 +108,8 @@ def run(size: int, options: argparse.Namespace) -> dict[str, list[list[float]] |
             optim.step()
             progress.update(CHUNK)
             progress.set_postfix_str(f"loss {losses.mean() / size:.3f} per point")
+    if not svi.alive.all():
+        raise RuntimeError(f"{size} points: the loss of some repeat is not finite any more; try a lower learning rate")
     found: dict[str, list] = {name: [] for name in (*PANELS, "rates")}
     for model, guide, generator in zip(svi.models, svi.guides, generators, strict=True):
         x_test, _ = data(1000, generator)
@@ -119,12 +122,7 @@ def run(size: int, options: argparse.Namespace) -> dict[str, list[list[float]] |
     return {**found, "seconds": time.perf_counter() - start}
 
 
-def learning_rate(parameter: str) -> dict[str, float]:
-    """Of rates, which go a long way from 0.1, ten times that of weights."""
-    return {"lr": 1e-2 if "logits" in parameter else 1e-3}
-
-
-def print_table(found: dict[int, dict]) -> None:
+def print_table(found: dict[int, dict[str, Any]]) -> None:
     print("\nmean over repeats ± standard error; deviations of new points, rates by layer\n")
     print("| points | epistemic | aleatoric | predictive | rates | seconds |")
     print("| --- | --- | --- | --- | --- | --- |")

@@ -60,8 +60,8 @@ class Regression(PyroModule):
                 raise ValueError(
                     f'precision must be "latent", "parameter", "network" or a positive number, but found {precision!r}'
                 )
-        elif not bool(torch.as_tensor(precision) > 0):
-            raise ValueError(f"precision must be positive, but found {precision}")
+        elif torch.as_tensor(precision).dim() or not torch.as_tensor(precision) > 0:
+            raise ValueError(f"precision must be one positive number, but found {precision}")
         self.size, self.precision = size, precision if isinstance(precision, str) else "fixed"
         outputs = 2 if precision == "network" else 1
 

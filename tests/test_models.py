@@ -51,7 +51,7 @@ def test_scaled_lengthscales_grow_with_the_inputs():
         assert nodes[site]["fn"].log_prob(value).sum().item() == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("precision", ["gamma", 0.0, -1.0])
+@pytest.mark.parametrize("precision", ["gamma", 0.0, -1.0, torch.ones(2), float("nan")])
 def test_precisions_that_are_none(precision):
     with pytest.raises(ValueError, match=r"precision must be .*but found"):
         Regression(3, 20, precision=precision)

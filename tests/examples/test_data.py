@@ -290,6 +290,20 @@ def test_other_content_in_the_folder_is_refused(monkeypatch, tmp_path):
         load_qspr()
 
 
+@staged
+@pytest.mark.parametrize(
+    ("load", "name"), [(load_co2, "co2/mauna_loa_monthly_545"), (load_solar, "solar/lean2004_tsi_391")]
+)
+def test_other_series_are_refused(load, name, monkeypatch, tmp_path):
+    lines = (Path(os.environ[VARIABLE]) / f"{name}.csv").read_text().splitlines()
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    (tmp_path / name).parent.mkdir()
+    for changed in (lines[:-1], [*lines[:-1], "2004.5,400.0,400.0"], [line.split(",")[0] for line in lines]):
+        (tmp_path / f"{name}.csv").write_text("\n".join(changed))
+        with pytest.raises(ValueError, match="has not the content of"):
+            load()
+
+
 def test_other_images_are_refused_and_not_kept(downloads, tmp_path):
     downloads({"train-images-idx3-ubyte.gz": gzip.compress(b"\0\0\x08\x01\0\0\0\x01\x07")})
     with pytest.raises(ValueError, match=r"train-images-idx3-ubyte.gz has not the content of mnist/train-images-idx3"):
@@ -305,6 +319,8 @@ def test_other_images_are_refused_and_not_kept(downloads, tmp_path):
         lambda: load_amazon("books", "top5000"),
         lambda: load_uci("yacht"),
         lambda: load_mnist("test"),
+        load_co2,
+        load_solar,
     ],
 )
 def test_file_missing_in_the_folder(load, monkeypatch, tmp_path):

@@ -4,8 +4,10 @@ import argparse
 import json
 import math
 import os
+from pathlib import Path
 
 import numpy as np
+import pyro
 import pytest
 import scipy.optimize
 import scipy.stats
@@ -13,9 +15,12 @@ import torch
 
 from examples import uci
 from examples.data import UCI, VARIABLE, load_uci
+from models.regression import Regression
+from pyro_dropout import AutoBernoulliDropout
 
 pytestmark = pytest.mark.skipif(not os.environ.get(VARIABLE), reason=f"the environment variable {VARIABLE} is not set")
 CUT = ["--epochs", "0.002", "--draws", "20", "--splits", "2", "--backend", "eager"]
+OPTIONS = argparse.Namespace(splits=2, draws=20, layers=1, epochs=0.002, backend="eager", output=Path("outputs/uci"))
 
 
 @pytest.fixture(autouse=True)
@@ -23,9 +28,8 @@ def _here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def results(path="outputs/uci.json"):
-    with open(path) as file:
-        return json.load(file)
+def results(name, method, layers=1, splits=2, folder="outputs/uci"):
+    return json.loads(Path(folder, f"{name}-{method}-{layers}-layers-{splits}-splits.json").read_text())["found"]
 
 
 def test_a_grid_is_searched_on_validation_rows_alone(monkeypatch, capsys):
@@ -50,27 +54,83 @@ def test_a_grid_is_searched_on_validation_rows_alone(monkeypatch, capsys):
         assert chosen["rate"] in uci.RATES
         assert chosen["precision"] in uci.SETS["yacht"].precisions
     assert len({tuple(values.items()) for _, _, values in inside[:12]}) == 12
-    (found,) = results().values()
+    found = results("yacht", "mc")
     assert all(math.isfinite(v) for v in found["log_likelihood"] + found["rmse"])
     out = capsys.readouterr().out
     assert "| yacht | -" in out
-    assert "| -1.25 ± 0.015 |" in out
-    monkeypatch.setattr(uci, "run", None)  # what is there is not computed again
+    assert "| -1.250 ± 0.015 |" in out
+    monkeypatch.setattr(uci, "fit", None)  # what is there is not computed again
     uci.main(["--dataset", "yacht", "--method", "mc", *CUT])
+    assert capsys.readouterr().out == out
 
 
-def test_results_are_in_the_units_of_the_response(monkeypatch):
+@pytest.mark.parametrize(
+    ("method", "kinds"), [("mc", ["log_likelihood"]), ("concrete", ["log_likelihood", "after_m_step"])]
+)
+def test_results_are_in_the_units_of_the_response(method, kinds, monkeypatch):
+    """Ten times the response has a tenth of the density; precisions of the grid are in its units, too."""
     data = load_uci("yacht")
-    found = []
+    own, found = uci.SETS["yacht"], []
     for factor in (1.0, 10.0):
         changed = UCI(data.x * 3 + 1, factor * data.y - 7, data.train, data.test)
         monkeypatch.setattr(uci, "load_uci", lambda _, changed=changed: changed)
-        uci.main(["--dataset", "yacht", "--method", "concrete", *CUT, "--output", f"{factor}.json"])
-        (result,) = results(f"{factor}.json").values()
-        found.append(result)
+        grid = tuple(precision / factor**2 for precision in own.precisions)
+        monkeypatch.setitem(uci.SETS, "yacht", own._replace(precisions=grid))
+        uci.main(["--dataset", "yacht", "--method", method, *CUT, "--output", str(factor)])
+        found.append(results("yacht", method, folder=str(factor)))
     ours, tenfold = found
-    assert np.allclose(np.array(ours["log_likelihood"]) - math.log(10), tenfold["log_likelihood"], atol=1e-3)
+    for kind in kinds:
+        assert np.allclose(np.array(ours[kind]) - math.log(10), tenfold[kind], atol=1e-3), kind
     assert np.allclose(10 * np.array(ours["rmse"]), tenfold["rmse"], rtol=1e-3)
+
+
+def test_test_rows_change_nothing_but_the_scores():
+    """Neither weights nor standardisation know of them."""
+    data = load_uci("yacht")
+    x, y = data.x.copy(), data.y.copy()
+    x[data.test[0]] += 100.0
+    y[data.test[0]] += 5.0
+    found = []
+    for own in (data, data._replace(x=x), data._replace(y=y)):
+        pyro.set_rng_seed(0)
+        runs = [(data.train[0], data.test[0], {"lengthscale": 1.0})]
+        found += uci.fit("yacht", own, runs, "concrete", (1.0,), OPTIONS)
+    assert found[0]["rates"] == found[1]["rates"] == found[2]["rates"]
+    assert abs(found[1]["rmse"][0] - found[0]["rmse"][0]) > 0.5
+    assert abs(found[2]["rmse"][0] - found[0]["rmse"][0]) > 0.5
+
+
+def test_scores_of_a_network_that_is_known():
+    """f = x w + b without a mask, so that all are exact: of the noise as it is, and of the best."""
+    torch.manual_seed(0)
+    model = Regression(1, 40, (), precision=4.0)
+    guide = AutoBernoulliDropout(model, rate=lambda name: 0.0)
+    x, y = torch.randn(60, 1), torch.randn(60)
+    guide(x, y)
+    mean = (x @ guide.median(x)["net.0.weight"].T + guide.median(x)["net.0.bias"])[:, 0].detach()
+    kinds = ["log_likelihood", "rmse", "after_m_step"]
+    found = uci.scored(model, guide, (x[:40], y[:40]), (x[40:], y[40:]), kinds, draws=3)
+    normal = scipy.stats.norm(mean[40:], 0.5)
+    assert found["log_likelihood"] == pytest.approx(normal.logpdf(y[40:]).mean(), rel=1e-4)
+    assert found["rmse"] == pytest.approx(float((mean - y)[40:].square().mean().sqrt()), rel=1e-4)
+    tau = float(uci.last_m_step(mean[None, :40], y[:40]))
+    normal = scipy.stats.norm(mean[40:], tau**-0.5)
+    assert found["after_m_step"] == pytest.approx(normal.logpdf(y[40:]).mean(), rel=1e-4)
+
+
+def test_the_error_is_that_of_the_mean_of_draws():
+    """Masks of rate 0.5 on two units: single draws are far off, their mean is not."""
+    torch.manual_seed(0)
+    model = Regression(2, 40, (), precision=4.0)
+    guide = AutoBernoulliDropout(model, rate=0.5)
+    x = torch.randn(40, 2)
+    guide(x, x[:, 0])
+    median = guide.median(x)
+    mean = (x @ median["net.0.weight"].T + median["net.0.bias"])[:, 0].detach()
+    found = uci.scored(model, guide, (x, mean), (x, mean), ["rmse", "log_likelihood"], draws=2000)
+    deviation = (x * median["net.0.weight"]).square().sum(-1).mean().sqrt().item()  # of a draw
+    assert found["rmse"] < 5 * deviation / 2000**0.5
+    assert found["log_likelihood"] > scipy.stats.norm(0, 0.5).logpdf(0.0) - 5 * deviation**2
 
 
 def test_the_last_m_step_is_the_mode():
@@ -86,52 +146,101 @@ def test_the_last_m_step_is_the_mode():
     assert uci.last_m_step(means, y).item() == pytest.approx(math.exp(best), rel=1e-5)
 
 
+def test_standard_errors():
+    assert uci.mean_and_error([1.0, 2.0, 3.0]) == (2.0, pytest.approx(1 / 3**0.5))
+    assert uci.mean_and_error([1.0]) == (1.0, pytest.approx(math.nan, nan_ok=True))
+
+
 def test_early_stopping_is_chosen_by_validation_rows(monkeypatch):
-    """Of two lengths and three lengthscales, by the density after the last M-step; splits choose apart."""
+    """Of two lengths and three lengthscales; splits choose apart, and what failed is not chosen."""
     calls = []
 
     def fit(name, data, runs, method, lengths, options, choosing=False):
         calls.append([values["lengthscale"] for _, _, values in runs])
-        if len(calls) == 1:
+        if choosing:
             early, late = np.zeros(6), np.zeros(6)
             early[2], late[2], late[4] = 1.0, 0.5, 2.0  # split 0: early, third; split 1: late, second
-            return [{"after_m_step": after} for after in (early, late)]
+            late[5] = math.nan
+            return [{"score": score} for score in (early, late)]
         return [{"log_likelihood": [base, base + 1], "rmse": [0.0, 0.0]} for base in (10.0, 20.0)]
 
     monkeypatch.setattr(uci, "fit", fit)
-    options = argparse.Namespace(splits=2, draws=20, layers=1, epochs=1.0, backend="eager")
-    found = uci.run("yacht", "concrete", options)
+    found = uci.run("yacht", "concrete", OPTIONS)
     assert calls == [[*uci.LENGTHSCALES] * 2, [uci.LENGTHSCALES[2], uci.LENGTHSCALES[1]]]
     assert found["log_likelihood"] == [10.0, 21.0]
     assert [values["steps"] for values in found["chosen"]] == [uci.EARLY, 1.0]
 
 
-def test_the_learning_rate_comes_down_at_each_end():
+def test_the_learning_rate_comes_down_at_each_end(monkeypatch):
     rates = [uci.Decay([4, 12])(chunk) for chunk in range(13)]
     assert rates[:3] == rates[4:9:2] == [1.0] * 3
     assert rates[3] == pytest.approx(0.1)
     assert rates[4:9] == [1.0] * 5
     assert rates[10] == pytest.approx(0.1)
-    assert rates[12] == pytest.approx(1.0)
+
+    seen = []
+    whole = uci.ReplicatedSVI.scan
+
+    def scan(svi, *args):
+        seen.append({o.optimizer.param_groups[0]["lr"] for o in svi.optims[0].optim_objs.values()})
+        return whole(svi, *args)
+
+    monkeypatch.setattr(uci.ReplicatedSVI, "scan", scan)
+    monkeypatch.setattr(uci, "CHUNK", 2)
+    data = load_uci("yacht")
+    runs = [(data.train[0], data.test[0], {"lengthscale": 1.0})]
+    epochs = 8 * 2 * 32 / (len(data.train[0]) * uci.SETS["yacht"].epochs)
+    options = argparse.Namespace(**{**vars(OPTIONS), "epochs": epochs})
+    early, late = uci.fit("yacht", data, runs, "concrete", (0.5, 1.0), options)
+    assert early["rates"] != late["rates"]
+    falls = [1e-2, 1e-2, 1e-2, 1e-3]  # before the first step there is no optimiser
+    assert [rate for rates in seen[1:] for rate in rates] == pytest.approx((falls * 2)[1:])
 
 
-def test_processes_that_write_at_once_lose_nothing(monkeypatch):
-    def run(name, method, options):
-        with open("outputs/uci.json", "w") as file:
-            json.dump({"another": {}}, file)
-        return {"log_likelihood": [0.0], "rmse": [0.0], "rates": [{"w": 0.1}], "seconds": 0.0, "date": ""}
+def test_networks_that_fail_are_not_a_number(monkeypatch):
+    """One whose noise is 0 on a test row, one that died in training: the other remains."""
+    data = load_uci("yacht")
+    x = data.x.copy()
+    x[data.test[0][0]] = 1e30
+    data = UCI(x, data.y, np.stack([np.setdiff1d(np.arange(308), data.test[0])[:200]] * 3), data.test)
+    runs = [
+        (data.train[0], rows, {"lengthscale": 1.0}) for rows in (data.test[0], data.train[0][:5], data.train[0][:5])
+    ]
+    whole = uci.ReplicatedSVI.scan
 
-    os.mkdir("outputs")
-    monkeypatch.setattr(uci, "run", run)
-    uci.main(["--dataset", "yacht", *CUT])
-    assert len(results()) == 2
+    def scan(svi, *args):
+        losses = whole(svi, *args)
+        svi.alive[1] = False
+        return losses
+
+    monkeypatch.setattr(uci.ReplicatedSVI, "scan", scan)
+    with pytest.warns(UserWarning, match="yacht network"):
+        (found,) = uci.fit("yacht", data, runs, "network", (1.0,), OPTIONS)
+    assert [math.isnan(v) for v in found["log_likelihood"]] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--splits", "0"], "splits"),
+        (["--splits", "21"], "boston has 20, but found 21"),
+        (["--epochs", "0"], "must be positive"),
+        (["--draws", "0"], "draws"),
+        (["--layers", "3"], "layers"),
+    ],
+)
+def test_wrong_arguments(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        uci.main(arguments)
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", uci.METHODS)
+@pytest.mark.parametrize("method", [*uci.METHODS, "alpha"])
 @pytest.mark.parametrize("layers", [1, 2])
 def test_every_method_runs(method, layers):
     uci.main(["--dataset", "boston", "--method", method, "--layers", str(layers), *CUT])
-    (found,) = results().values()
-    assert all(math.isfinite(v) for v in found["log_likelihood"] + found["rmse"])
-    assert len(found["rates"][0]) == layers + 1
+    for own in uci.ALPHAS if method == "alpha" else [method]:
+        found = results("boston", own, layers)
+        assert all(math.isfinite(v) for v in found["log_likelihood"] + found["rmse"])
+        assert len(found["rates"][0]) == layers + 1
