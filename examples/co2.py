@@ -218,14 +218,16 @@ def draw(
     nets: list[Net],
     path: Path,
 ) -> None:
-    """Shades are half a deviation each, two in all; the paper shows tanh with eight."""
+    """Shades are half a deviation each, two in all; of tanh eight, as in the paper."""
     relu = found[next(net for net in nets if net.activation == "relu")]
     panels = [("standard dropout: weights averaged, relu", relu.averaged, np.zeros_like(mean))]
     panels += [("Gaussian process", mean, deviation)]
     panels += [(f"relu, T = {len(relu.draws[:FEW])}", relu.draws[:FEW].mean(0), relu.draws[:FEW].std(0))]
-    panels += [(str(net), p.draws.mean(0), p.draws.std(0)) for net, p in found.items()]
+    for net, p in found.items():
+        factor, title = (1, str(net)) if net.activation == "relu" else (4, f"{net}, 8 deviations")
+        panels += [(title, p.draws.mean(0), factor * p.draws.std(0))]
     columns = math.ceil(len(panels) / 2)
-    figure, axes = plt.subplots(2, columns, figsize=(4.2 * columns, 6), sharex=True, sharey=True, squeeze=False)
+    figure, axes = plt.subplots(2, columns, figsize=(4.2 * columns, 6), sharey=True, squeeze=False)
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     for axis, (title, center, spread) in zip(axes.flat, panels, strict=False):
@@ -238,11 +240,10 @@ def draw(
         rest = np.where(series.seen, np.nan, series.y)
         axis.plot(series.years, rest, color="tab:red", linewidth=0.5, alpha=0.4, label="not seen")
         axis.set_title(title, fontsize=9)
+        axis.set_xlabel("year")
         size = np.abs(series.y[series.seen]).max()
         axis.set_ylim(-6 * size, 6 * size) if not series.seen[-1] else axis.set_ylim(-2 * size, 2 * size)
     axes[0, 0].legend(fontsize=7, loc="lower left")
-    for axis in axes[-1]:
-        axis.set_xlabel("year")
     for axis in axes[:, 0]:
         axis.set_ylabel("standardised")
     figure.tight_layout()

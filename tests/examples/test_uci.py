@@ -102,7 +102,7 @@ def test_test_rows_change_nothing_but_the_scores():
 
 def test_scores_of_a_network_that_is_known():
     """f = x w + b without a mask, so that all are exact: of the noise as it is, and of the best."""
-    torch.manual_seed(0)
+    torch.manual_seed(3)  # w is -0.99
     model = Regression(1, 40, (), precision=4.0)
     guide = AutoBernoulliDropout(model, rate=lambda name: 0.0)
     x, y = torch.randn(60, 1), torch.randn(60)
