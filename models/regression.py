@@ -31,7 +31,8 @@ class Regression(PyroModule):
         has about the size of its inputs.
     :param precision: of the noise, τ in 1 / units of y²: ``"latent"`` with the prior above, ``"parameter"`` for its
         maximum likelihood, ``"network"`` for :math:`\log \tau(x_n)` as a second output (heteroscedastic noise, CD
-        section 4.1), or a number or tensor, which stays as it is, in the buffer ``fixed_precision``.
+        section 4.1; held between -20 and 20, so that no precision overflows), or a number or tensor, which stays as
+        it is, in the buffer ``fixed_precision``.
     :raises ValueError: another ``precision``.
 
     Example::
@@ -87,7 +88,7 @@ class Regression(PyroModule):
         if self.precision == "latent":
             return pyro.sample("precision", dist.Gamma(0.1, 0.01))
         if self.precision == "network":
-            return out[..., 1].exp()
+            return out[..., 1].clamp(-20.0, 20.0).exp()
         return self.learned_precision if self.precision == "parameter" else self.fixed_precision
 
 

@@ -1,5 +1,7 @@
 """Densities of the regression models against scipy."""
 
+import math
+
 import pyro
 import pyro.poutine as poutine
 import pytest
@@ -13,7 +15,7 @@ from models.regression import Regression
 def test_the_noise_is_what_it_is_called(precision):
     pyro.set_rng_seed(0)
     model = Regression(3, 20, (4, 4), lengthscale=0.5, precision=precision)
-    x, y = torch.randn(6, 3), torch.randn(6)
+    x, y = 0.2 * torch.randn(6, 3), torch.randn(6)
     trace = poutine.trace(model).get_trace(x, y)
     trace.compute_log_prob()
     mean = trace.nodes["mean"]["value"]
@@ -39,6 +41,17 @@ def test_the_noise_is_what_it_is_called(precision):
     weight = trace.nodes["net.2.weight"]
     expected = scipy.stats.norm(0, 2.0).logpdf(weight["value"].detach()).sum()
     assert weight["log_prob_sum"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_network_for_the_noise_does_not_overflow():
+    """Far from the data the second output has any size."""
+    pyro.set_rng_seed(0)
+    model = Regression(1, 20, (4,), precision="network")
+    x = torch.tensor([[1e8], [-1e8]])
+    trace = poutine.trace(model).get_trace(x, torch.zeros(2))
+    scale = trace.nodes["obs"]["fn"].scale
+    assert torch.isfinite(trace.nodes["mean"]["value"]).all()
+    assert {round(math.log(s)) for s in scale.tolist()} <= {-10, 10}
 
 
 def test_scaled_lengthscales_grow_with_the_inputs():

@@ -198,10 +198,10 @@ def test_the_learning_rate_comes_down_at_each_end(monkeypatch):
 
 
 def test_networks_that_fail_are_not_a_number(monkeypatch):
-    """One whose noise is 0 on a test row, one that died in training: the other remains."""
+    """One whose prediction overflows, one that died in training: the other remains."""
     data = load_uci("yacht")
     x = data.x.copy()
-    x[data.test[0][0]] = 1e30
+    x[data.test[0][0]] = 1e300
     data = UCI(x, data.y, np.stack([np.setdiff1d(np.arange(308), data.test[0])[:200]] * 3), data.test)
     runs = [
         (data.train[0], rows, {"lengthscale": 1.0}) for rows in (data.test[0], data.train[0][:5], data.train[0][:5])
