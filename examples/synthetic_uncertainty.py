@@ -4,10 +4,12 @@ Figure 1 of CD (Gal, Hron & Kendall 2017, section 4.1): ``y = 2 x + 8 + e`` with
 points. A network of three hidden layers of 1,024 units has two outputs, the function and the logarithm of the noise's
 precision; rates of all layers are learned. The experiment is done three times, all at once.
 
-What to look at. Epistemic deviation, that of the function between draws, falls with the number of points; aleatoric
-deviation, the noise, comes to 1, which is the truth; rates fall, as data pay for what masks cost.
+What to look at. Epistemic deviation, that of the function between draws, falls with the number of points, 1.2 to 0.4;
+aleatoric deviation, the noise, comes to 1.09, where 1 is the truth; rates of hidden layers fall from 0.5 to between 0.1
+and 0.2, as data pay for what masks cost. The only input is hardly ever dropped.
 
-What to beware of. With 10 points and 2 million weights the noise is what the network leaves, nearly nothing or a lot.
+What to beware of. With few points rates near 0.5 are cheap: masks of 3,072 hidden units have more entropy than 100
+points have to say against it. What masks scatter, the noise takes for its own. Each number of points takes minutes.
 
 ``python -m examples.synthetic_uncertainty --help``
 """
