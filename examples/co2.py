@@ -7,8 +7,8 @@ masks of rates 0.1 and 0.2 on all but the input; beside them a Gaussian process 
 
 What to look at. Far from data nobody is right. The weight-averaged network, what is known as standard dropout, does not
 say so; the draws do. Their band follows from the activation: functions made of ReLUs go on as straight lines, which
-drift apart (from 0.1 inside to 0.6 and 0.9 far out), tanh saturates, so that its band stays near what it was. T = 10
-draws give the mean, and the band roughly.
+drift apart (from 0.1 inside to 0.6 and 0.9 far out), tanh saturates, so that its band stays below 0.14. T = 10 draws
+give the mean, and the band roughly.
 
 What to beware of. Bands are of the function, without noise, whose precision is fixed. 22 seasons are too many for these
 smooth functions in 2,000 steps: ReLU finds some of them, tanh and the process none.
@@ -37,8 +37,8 @@ from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 from torch import nn
 from tqdm import tqdm
 
+from examples.arguments import count
 from examples.data import load_co2, load_solar
-from examples.results import count
 from models.regression import Regression
 from pyro_dropout import AutoBernoulliDropout, DropoutPredictive, TraceDropout_ELBO
 from pyro_dropout.compiled import CompiledSVI
@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
         mean, deviation = gaussian_process(series)
         print_table(name, series, found, mean, deviation)
         path = options.output / f"{name}.png"
-        draw(series, found, mean, deviation, nets, path)
+        draw(series, found, mean, deviation, path)
         print(f"picture in {path}")
 
 
@@ -211,16 +211,9 @@ def print_table(
     print(f"(truth there: {series.y[last].mean():.2f})")
 
 
-def draw(
-    series: Series,
-    found: dict[Net, Prediction],
-    mean: np.ndarray,
-    deviation: np.ndarray,
-    nets: list[Net],
-    path: Path,
-) -> None:
+def draw(series: Series, found: dict[Net, Prediction], mean: np.ndarray, deviation: np.ndarray, path: Path) -> None:
     """Shades are half a deviation each, two in all; of tanh eight, as in the paper."""
-    relu = found[next(net for net in nets if net.activation == "relu")]
+    relu = next(p for net, p in found.items() if net.activation == "relu")
     panels = [("standard dropout: weights averaged, relu", relu.averaged, np.zeros_like(mean))]
     panels += [("Gaussian process", mean, deviation)]
     panels += [(f"relu, T = {len(relu.draws[:FEW])}", relu.draws[:FEW].mean(0), relu.draws[:FEW].std(0))]
@@ -228,6 +221,7 @@ def draw(
         factor, title = (1, str(net)) if net.activation == "relu" else (4, f"{net}, 8 deviations")
         panels += [(title, p.draws.mean(0), factor * p.draws.std(0))]
     columns = math.ceil(len(panels) / 2)
+    limit = (2 if series.seen[-1] else 6) * np.abs(series.y[series.seen]).max()  # what is not seen lies far off
     figure, axes = plt.subplots(2, columns, figsize=(4.2 * columns, 6), sharey=True, squeeze=False)
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
@@ -242,8 +236,7 @@ def draw(
         axis.plot(series.years, rest, color="tab:red", linewidth=0.5, alpha=0.4, label="not seen")
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("year")
-        size = np.abs(series.y[series.seen]).max()
-        axis.set_ylim(-6 * size, 6 * size) if not series.seen[-1] else axis.set_ylim(-2 * size, 2 * size)
+        axis.set_ylim(-limit, limit)
     axes[0, 0].legend(fontsize=7, loc="lower left")
     for axis in axes[:, 0]:
         axis.set_ylabel("standardised")

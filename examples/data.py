@@ -328,6 +328,7 @@ def _convert_lean(raw: list[Path], made: Path) -> None:
 
 def _read_series(file: Path, name: str, origin: str, column: int, digits: int) -> Series:
     table = np.loadtxt(file, delimiter=",", skiprows=1, ndmin=2)
+    # Of too few columns any will do: the content is wrong.
     t, y = table[:, 0], table[:, min(column, table.shape[1] - 1)]
     _verify(np.rint([t * 1e4, y * 10.0**digits]).astype("<i8").tobytes(), name, origin)
     return Series(t, y)

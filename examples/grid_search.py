@@ -8,7 +8,7 @@ training part, in five restarts (again at once), and scored on test points.
 The rates of a Bernoulli guide are buffers and the prior's scale is a tensor: that is why replicates may differ in them.
 
 What comes out. On concrete small rates win and lengthscales hardly differ; the best pair, 0.005 and 0.1, has a test
-log-likelihood of -3.14 on the one split (restarts from -3.36 to -3.04). Takes two minutes, half of them compiling.
+log-likelihood of -3.14 on the one split (restarts from -3.36 to -3.04). Takes two to three minutes.
 ``python -m examples.grid_search --help``
 """
 

@@ -1,12 +1,15 @@
-"""Results of long runs: kept in files as they come, so that a second run computes what is missing."""
+"""Results of long runs: kept in files as they come, so that a second run computes what is missing; their errors."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 
 def kept(path: Path, settings: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -28,9 +31,7 @@ def kept(path: Path, settings: dict[str, Any], compute: Callable[[], dict[str, A
     return found
 
 
-def count(text: str) -> int:
-    """A number of things on the command line, at least one."""
-    number = int(text)
-    if number < 1:
-        raise ValueError(f"must be at least 1, but found {number}")
-    return number
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and its standard error, which of one value is not known: NaN."""
+    error = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return float(np.mean(values)), float(error)

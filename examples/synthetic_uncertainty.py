@@ -32,7 +32,8 @@ from pyro.infer.autoguide import AutoDelta
 from torch import Tensor
 from tqdm import tqdm
 
-from examples.results import count, kept
+from examples.arguments import count
+from examples.results import kept, mean_and_error
 from models.regression import Regression
 from pyro_dropout import AutoConcreteDropout, DropoutPredictive, TraceDropout_ELBO
 from pyro_dropout.compiled import ReplicatedSVI
@@ -129,21 +130,16 @@ def print_table(found: dict[int, dict[str, Any]]) -> None:
     print("| points | epistemic | aleatoric | predictive | rates | seconds |")
     print("| --- | --- | --- | --- | --- | --- |")
     for size, result in found.items():
-        cells = [f"{np.mean(result[name]):.3f} ± {error(result[name]):.3f}" for name in PANELS]
+        cells = ["{:.3f} ± {:.3f}".format(*mean_and_error(result[name])) for name in PANELS]
         rates = ", ".join(f"{rate:.3f}" for rate in np.mean(result["rates"], axis=0))
         print(f"| {size:,} | {' | '.join(cells)} | {rates} | {result['seconds']:.0f} |")
-
-
-def error(values: list[float]) -> float:
-    return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
 def draw(found: dict[int, dict], path: Path) -> None:
     figure, axes = plt.subplots(1, 4, figsize=(15, 3.4))
     sizes = list(found)
     for axis, (name, label) in zip(axes, PANELS.items(), strict=False):
-        center = np.array([np.mean(result[name]) for result in found.values()])
-        spread = np.array([error(result[name]) for result in found.values()])
+        center, spread = np.array([mean_and_error(result[name]) for result in found.values()]).T
         axis.fill_between(sizes, center - spread, center + spread, alpha=0.3)
         axis.plot(sizes, center, marker="o")
         axis.set_ylim(bottom=0)

@@ -150,7 +150,7 @@ class CompiledSVI(SVI):
         inputs = list(zip(*(leaf.unbind() for leaf in tensors_of(args, kwargs)), strict=True))[len(losses) :]
         called: list[Tensor] = []
         for key, values in zip(program.keys(len(inputs)).unbind(), inputs, strict=True):
-            if called:  # before the first one it has been
+            if called:  # before the first call _program does
                 program.refresh()
             called.append(program(key, values))
         results = torch.stack(called)

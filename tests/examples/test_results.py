@@ -1,10 +1,13 @@
 """Results are kept whole, for their settings."""
 
+import argparse
 import json
+import math
 
 import pytest
 
-from examples.results import count, kept
+from examples.arguments import count
+from examples.results import kept, mean_and_error
 
 
 def test_what_is_there_is_not_computed_again(tmp_path, capsys):
@@ -34,8 +37,13 @@ def test_an_interrupted_run_leaves_what_was_there(tmp_path):
     assert json.loads(path.read_text())["found"] == {"value": 1}
 
 
+def test_standard_errors():
+    assert mean_and_error([1.0, 2.0, 3.0]) == (2.0, pytest.approx(1 / 3**0.5))
+    assert mean_and_error([1.0]) == (1.0, pytest.approx(math.nan, nan_ok=True))
+
+
 @pytest.mark.parametrize("text", ["0", "-1", "a", "1.5"])
 def test_counts(text):
     assert count("3") == 3
-    with pytest.raises(ValueError, match=r"at least 1|invalid literal"):
+    with pytest.raises(argparse.ArgumentTypeError, match=f"at least 1, but found {text}"):
         count(text)

@@ -146,11 +146,6 @@ def test_the_last_m_step_is_the_mode():
     assert uci.last_m_step(means, y).item() == pytest.approx(math.exp(best), rel=1e-5)
 
 
-def test_standard_errors():
-    assert uci.mean_and_error([1.0, 2.0, 3.0]) == (2.0, pytest.approx(1 / 3**0.5))
-    assert uci.mean_and_error([1.0]) == (1.0, pytest.approx(math.nan, nan_ok=True))
-
-
 def test_early_stopping_is_chosen_by_validation_rows(monkeypatch):
     """Of two lengths and three lengthscales; splits choose apart, and what failed is not chosen."""
     calls = []
@@ -222,10 +217,10 @@ def test_networks_that_fail_are_not_a_number(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--splits", "0"], "splits"),
+        (["--splits", "0"], "must be a whole number, at least 1, but found 0"),
         (["--splits", "21"], "boston has 20, but found 21"),
         (["--epochs", "0"], "must be positive"),
-        (["--draws", "0"], "draws"),
+        (["--draws", "1.5"], "--draws: must be a whole number, at least 1, but found 1.5"),
         (["--layers", "3"], "layers"),
     ],
 )

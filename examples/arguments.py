@@ -1,0 +1,15 @@
+"""What the examples take on their command lines."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def count(text: str) -> int:
+    """A number of things, at least one.
+
+    :raises argparse.ArgumentTypeError: what the parser shows.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number, at least 1, but found {text}")
+    return int(text)
