@@ -214,9 +214,21 @@ def test_networks_that_fail_are_not_a_number(monkeypatch):
     assert [math.isnan(v) for v in found["log_likelihood"]] == [True, True, False]
 
 
+def test_processes_share_the_work(tmp_path, capsys):
+    given = ["--dataset", "yacht", "boston", "--method", "concrete", "alpha0", *CUT]
+    tables = []
+    for processes in ("1", "2"):
+        uci.main([*given, "--processes", processes, "--output", str(tmp_path / processes)])
+        lines = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+        tables.append([cells[:8] + cells[9:] for cells in lines])  # without the seconds
+    assert len(tables[0]) == 2 * 2 + 2 * 2 + 2
+    assert tables[0] == tables[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--processes", "0"], "--processes: must be a whole number, at least 1, but found 0"),
         (["--splits", "0"], "must be a whole number, at least 1, but found 0"),
         (["--splits", "21"], "boston has 20, but found 21"),
         (["--epochs", "0"], "must be positive"),
