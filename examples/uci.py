@@ -51,7 +51,7 @@ from pyro.infer.autoguide import AutoDelta
 from torch import Tensor
 from tqdm import tqdm
 
-from examples.arguments import count
+from examples.arguments import count, positive
 from examples.data import UCI, UCI_SPLITS, load_uci
 from examples.results import kept, mean_and_error
 from models.regression import Regression
@@ -138,16 +138,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--method", choices=[*METHODS, "alpha"], nargs="+", default=["mc"])
     parser.add_argument("--splits", type=splits, default="all", help="how many, or all: 20, protein 5 (default all)")
     parser.add_argument("--layers", type=int, choices=(1, 2), default=1, help="of 50 units, protein 100 (default 1)")
-    parser.add_argument("--epochs", type=float, default=1.0, help="times the epochs of each set (default 1)")
+    parser.add_argument("--epochs", type=positive, default=1.0, help="times the epochs of each set (default 1)")
     parser.add_argument(
         "--draws", type=count, default=1000, help="of each prediction, of validation rows a fifth (default 1,000)"
+    )
+    parser.add_argument(
+        "--lengthscales", type=positive, nargs="+", default=LENGTHSCALES, help="to choose from (default 0.1 0.3 1)"
     )
     parser.add_argument("--processes", type=count, default=1, help="that share sets, methods and threads (default 1)")
     parser.add_argument("--backend", choices=("inductor", "eager"), default="inductor")
     parser.add_argument("--output", type=Path, default=Path("outputs/uci"))
     options = parser.parse_args(arguments)
-    if options.epochs <= 0:
-        parser.error(f"--epochs must be positive, but found {options.epochs}")
     names = list(SETS) if "all" in options.dataset else options.dataset
     for name in names:
         if options.splits != "all" and options.splits > UCI_SPLITS[SETS[name].name]:
@@ -178,7 +179,7 @@ def run(name: str, method: str, options: argparse.Namespace) -> dict[str, Any]:
     if method == "mc":
         grid = [{"rate": rate, "precision": precision} for rate in RATES for precision in own.precisions]
     else:
-        grid = [{"lengthscale": lengthscale} for lengthscale in (LENGTHSCALES if method in LEARNED else (1.0,))]
+        grid = [{"lengthscale": lengthscale} for lengthscale in (options.lengthscales if method in LEARNED else (1.0,))]
     settings = {
         "epochs": own.epochs * options.epochs,
         "batch": own.batch,

@@ -20,7 +20,15 @@ from pyro_dropout import AutoBernoulliDropout
 
 pytestmark = pytest.mark.skipif(not os.environ.get(VARIABLE), reason=f"the environment variable {VARIABLE} is not set")
 CUT = ["--epochs", "0.002", "--draws", "20", "--splits", "2", "--backend", "eager"]
-OPTIONS = argparse.Namespace(splits=2, draws=20, layers=1, epochs=0.002, backend="eager", output=Path("outputs/uci"))
+OPTIONS = argparse.Namespace(
+    splits=2,
+    draws=20,
+    layers=1,
+    epochs=0.002,
+    lengthscales=uci.LENGTHSCALES,
+    backend="eager",
+    output=Path("outputs/uci"),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -215,7 +223,7 @@ def test_networks_that_fail_are_not_a_number(monkeypatch):
 
 
 def test_processes_share_the_work(tmp_path, capsys):
-    given = ["--dataset", "yacht", "boston", "--method", "concrete", "alpha0", *CUT]
+    given = ["--dataset", "yacht", "boston", "--method", "concrete", "alpha0", *CUT, "--splits", "1"]
     tables = []
     for processes in ("1", "2"):
         uci.main([*given, "--processes", processes, "--output", str(tmp_path / processes)])
@@ -231,7 +239,9 @@ def test_processes_share_the_work(tmp_path, capsys):
         (["--processes", "0"], "--processes: must be a whole number, at least 1, but found 0"),
         (["--splits", "0"], "must be a whole number, at least 1, but found 0"),
         (["--splits", "21"], "boston has 20, but found 21"),
-        (["--epochs", "0"], "must be positive"),
+        (["--epochs", "0"], "--epochs: must be a positive number, but found 0"),
+        (["--epochs", "nan"], "must be a positive number, but found nan"),
+        (["--lengthscales", "1", "long"], "--lengthscales: must be a positive number, but found long"),
         (["--draws", "1.5"], "--draws: must be a whole number, at least 1, but found 1.5"),
         (["--layers", "3"], "layers"),
     ],
