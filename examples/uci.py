@@ -153,16 +153,21 @@ def main(arguments: list[str] | None = None) -> None:
     for name in names:
         if options.splits != "all" and options.splits > UCI_SPLITS[SETS[name].name]:
             parser.error(f"--splits: {name} has {UCI_SPLITS[SETS[name].name]}, but found {options.splits}")
-    methods = [method for given in options.method for method in (ALPHAS if given == "alpha" else (given,))]
+    given = [method for name in options.method for method in (ALPHAS if name == "alpha" else (name,))]
+    methods = list(dict.fromkeys(given))
     with ExitStack() as stack:
-        spread: Any = map
+        spread: Callable[..., Any] = map
         if options.processes > 1:
             threads = max(1, torch.get_num_threads() // options.processes)
             pool = ProcessPoolExecutor(options.processes, get_context("spawn"), torch.set_num_threads, (threads,))
             spread = stack.enter_context(pool).map
         results = spread(run, names * len(methods), np.repeat(methods, len(names)).tolist(), repeat(options))
+        found = {}
         for method in methods:
-            print_table({name: next(results) for name in names}, method, options)
+            found[method] = {name: next(results) for name in names}
+            print_table(found[method], method, options)
+    if len(found) > 1:
+        print_differences(found)
     print(f"results in {options.output}")
 
 
@@ -388,6 +393,18 @@ def print_table(found: dict[str, dict[str, Any]], method: str, options: argparse
             if kind in results:
                 density = "{:.3f} ± {:.3f}".format(*mean_and_error(results[kind]))
                 print(f"| {label} | {density} | {published[name][0]} | {' | '.join(cells)} | {results['date']} |")
+
+
+def print_differences(found: dict[str, dict[str, dict[str, Any]]]) -> None:
+    """Log-likelihoods of the first method and how much higher others' are on the same splits; by what each chooses."""
+    first, *others = found
+    print("\nlog-likelihood of the first method and differences on the same splits, mean ± standard error over them\n")
+    print(f"| set | {first} | {' | '.join(f'{method} less {first}' for method in others)} |")
+    print("| --- " * (len(found) + 1) + "|")
+    for name in found[first]:
+        scores = {method: np.array(sets[name][kinds(method, True)[0]]) for method, sets in found.items()}
+        values = [scores[first], *(scores[method] - scores[first] for method in others)]
+        print(f"| {name} | {' | '.join('{:.3f} ± {:.3f}'.format(*mean_and_error(value)) for value in values)} |")
 
 
 if __name__ == "__main__":

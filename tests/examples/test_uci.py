@@ -233,6 +233,21 @@ def test_processes_share_the_work(tmp_path, capsys):
     assert tables[0] == tables[1]
 
 
+def test_methods_are_compared_on_the_same_splits(monkeypatch, capsys):
+    """The differences 0.1 and 0.3 have the error 0.1, whatever single splits are like; of the M-step where it is."""
+    known = {"rmse": [1.0, 1.0], "rates": [{"layer": 0.1}] * 2, "epochs": 1.0, "seconds": 1.0, "date": "2026-11-21"}
+    scores = {
+        "mc": {"log_likelihood": [-3.0, -1.0]},
+        "network": {"log_likelihood": [-2.9, -0.7]},
+        "disarm": {"log_likelihood": [-3.0, -1.0], "after_m_step": [-4.0, -2.0]},
+    }
+    monkeypatch.setattr(uci, "run", lambda name, method, options: {**known, **scores[method]})
+    uci.main(["--dataset", "yacht", "--method", *scores])
+    out = capsys.readouterr().out
+    assert "| set | mc | network less mc | disarm less mc |" in out
+    assert "| yacht | -2.000 ± 1.000 | 0.200 ± 0.100 | -1.000 ± 0.000 |" in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
