@@ -223,13 +223,13 @@ def test_networks_that_fail_are_not_a_number(monkeypatch):
 
 
 def test_processes_share_the_work(tmp_path, capsys):
-    given = ["--dataset", "yacht", "boston", "--method", "concrete", "alpha0", *CUT, "--splits", "1"]
+    given = ["--dataset", "yacht", "boston", "--method", "alpha0", "alpha1", *CUT, "--splits", "1"]
     tables = []
     for processes in ("1", "2"):
         uci.main([*given, "--processes", processes, "--output", str(tmp_path / processes)])
         lines = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
         tables.append([cells[:8] + cells[9:] for cells in lines])  # without the seconds
-    assert len(tables[0]) == 2 * 2 + 2 * 2 + 2
+    assert len(tables[0]) == 2 * 3 + 3
     assert tables[0] == tables[1]
 
 
