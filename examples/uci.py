@@ -25,16 +25,19 @@ left far from the published ones. The published runs had 4,000 epochs (protein 2
 precision in 1 / units of y² for one of standardised y: another lengthscale than 0.01 in this package's terms, larger
 where y has a deviation above about 1, smaller below.
 
-Results go to a file each in ``outputs/uci/``, and what is there is not computed again. ``--method mc --dataset all
---processes 2`` is a table, by two processes of half the threads, each with a data set at a time.
+Results go to a file each in ``outputs/uci/``, and what is there is not computed again; training that was interrupted
+goes on from where it was a minute before. ``--method mc --dataset all --processes 2`` is a table, by two processes of
+half the threads, each with a data set at a time.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import time
 import warnings
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
@@ -62,6 +65,7 @@ from pyro_dropout import (
     RenyiDropout_ELBO,
     TraceDropout_ELBO,
 )
+from pyro_dropout.checkpoint import load_checkpoint, save_checkpoint
 from pyro_dropout.compiled import ReplicatedSVI
 from pyro_dropout.metrics import predictive_log_likelihood
 
@@ -94,6 +98,7 @@ ALPHAS = ("alpha0", "alpha0.5", "alpha1")
 METHODS = ("mc", *LEARNED, *ALPHAS)
 LEARNING_RATE = 1e-2
 CHUNK = 50  # steps between messages
+SAVING = 60.0  # seconds between states of training in a file
 
 # Log-likelihood and RMSE. The authors' grid search of 2018, one hidden layer, which had no look at test rows; and of CD
 # tables 3 and 4, two hidden layers, the columns Dropout and CDropoutM.
@@ -194,31 +199,32 @@ def run(name: str, method: str, options: argparse.Namespace) -> dict[str, Any]:
         "lengths": lengths,
     }
     file = f"{name}-{method}-{options.layers}-layers-{number}-splits"
+    digest = zlib.crc32(json.dumps(settings).encode())  # training of other settings is not gone on with
 
     def validated() -> dict[str, Any]:
         pyro.set_rng_seed(0)
-        start = time.perf_counter()
         fifth = data.train.shape[1] // 5
         runs = [(data.train[s][:-fifth], data.train[s][-fifth:], values) for s in range(number) for values in grid]
-        results = fit(name, data, runs, method, lengths, options, choosing=True)
+        training = options.output / f"{file}-validation-{digest:08x}.pt"
+        results, seconds = fit(name, data, runs, method, lengths, options, choosing=True, training=training)
         scores = [np.reshape(found["score"], (number, len(grid))) for found in results]
-        return {"scores": np.stack(scores, 1).tolist(), "seconds": time.perf_counter() - start}
+        return {"scores": np.stack(scores, 1).tolist(), "seconds": seconds}
 
     def tested() -> dict[str, Any]:
-        scores, seconds = np.zeros((number, 1, 1)), 0.0  # nothing to choose from
+        scores, before = np.zeros((number, 1, 1)), 0.0  # nothing to choose from
         if len(grid) * len(lengths) > 1:
             validation = kept(options.output / f"{file}-validation.json", settings, validated)
-            scores, seconds = np.array(validation["scores"]), validation["seconds"]
+            scores, before = np.array(validation["scores"]), validation["seconds"]
         pyro.set_rng_seed(1)
-        start = time.perf_counter()
         best = np.where(np.isnan(scores), -np.inf, scores).reshape(number, -1).argmax(1)
         length, chosen = np.divmod(best, len(grid))
         runs = [(data.train[s], data.test[s], grid[chosen[s]]) for s in range(number)]
-        results = fit(name, data, runs, method, lengths, options)
+        training = options.output / f"{file}-{digest:08x}.pt"
+        results, seconds = fit(name, data, runs, method, lengths, options, training=training)
         return {
             **{kind: [results[length[s]][kind][s] for s in range(number)] for kind in results[0]},
             "chosen": [{**grid[chosen[s]], "steps": lengths[length[s]]} for s in range(number)],
-            "seconds": (seconds + time.perf_counter() - start) / number,
+            "seconds": (before + seconds) / number,
             "date": time.strftime("%Y-%m-%d"),
             "epochs": settings["epochs"],
         }
@@ -235,14 +241,15 @@ def fit(
     options: argparse.Namespace,
     *,
     choosing: bool = False,
-) -> list[dict[str, list[Any]]]:
-    """Results of one network for each run, ``(rows to train, rows to score, hyperparameters)``, all trained at once.
+    training: Path | None = None,
+) -> tuple[list[dict[str, list[Any]]], float]:
+    """Results of one network for each run, ``(rows to train, rows to score, hyperparameters)``, and seconds.
 
-    There are results for each of ``lengths``, parts of the steps, at whose ends the learning rate has come down;
-    ``choosing``, only the ``score`` to choose by, with a fifth of the draws. A network whose loss or whose prediction
-    is not finite has NaN.
+    All are trained at once. There are results for each of ``lengths``, parts of the steps, at whose ends the learning
+    rate has come down; ``choosing``, only the ``score`` to choose by, with a fifth of the draws. A network whose loss
+    or whose prediction is not finite has NaN. With a file for its ``training``, one that was interrupted goes on.
     """
-    own = SETS[name]
+    start, own = time.perf_counter(), SETS[name]
     x, y = torch.as_tensor(data.x), torch.as_tensor(data.y)
     rows = torch.as_tensor(np.stack([rows for rows, _, _ in runs]))
     size = rows.shape[1]
@@ -264,16 +271,29 @@ def fit(
     )
     svi = ReplicatedSVI(make, hyperparameters, optim, loss, seeds=range(len(runs)), backend=options.backend)
     each = torch.arange(len(runs))[:, None, None]
-    results = []
+    chunk, results = 0, []
     what = f"{name} {method}, validation" if choosing else f"{name} {method}"
-    with tqdm(total=ends[-1] * CHUNK, desc=what, disable=None) as progress:
-        for start, end in zip((0, *ends), ends, strict=False):
-            for _ in range(start, end):
+    if training is not None and training.exists():
+        svi.step(x_train[:, :batch], y_train[:, :batch])  # makes parameters to load into
+        values = load_checkpoint(training, svi=svi)
+        chunk, results = values["chunk"], values["results"]
+        start -= values["seconds"]
+        print(f"{what}: {training} goes on after {chunk * CHUNK:,} of {ends[-1] * CHUNK:,} steps")
+    saved = time.perf_counter()
+    with tqdm(total=ends[-1] * CHUNK, initial=chunk * CHUNK, desc=what, disable=None) as progress:
+        for end in ends[len(results) :]:
+            while chunk < end:
                 chosen = torch.randint(size, (len(runs), CHUNK, batch))
                 losses = svi.scan(x_train[each, chosen], y_train[each, chosen])
                 optim.step()
+                chunk += 1
                 progress.update(CHUNK)
                 progress.set_postfix_str(f"loss {losses[svi.alive].mean() / size:.3f} per row")
+                now = time.perf_counter()
+                if training is not None and now - saved > SAVING:
+                    training.parent.mkdir(parents=True, exist_ok=True)
+                    save_checkpoint(training, svi=svi, chunk=chunk, results=results, seconds=now - start)
+                    saved = now
             found: dict[str, list[Any]] = {}
             for r, (model, guide) in enumerate(zip(svi.models, svi.guides, strict=True)):
                 test = torch.as_tensor(runs[r][1])
@@ -292,7 +312,9 @@ def fit(
                 rates = {site: float(rate.mean()) for site, rate in guide.rates().items()}
                 found.setdefault("rates", []).append(rates)
             results.append(found)
-    return results
+    if training is not None:
+        training.unlink(missing_ok=True)
+    return results, time.perf_counter() - start
 
 
 def kinds(method: str, choosing: bool) -> list[str]:

@@ -16,6 +16,7 @@ import pyro
 import torch
 from pyro.infer.util import zero_grads
 from pyro.optim import PyroOptim
+from pyro.optim.optim import _get_state_dict, _load_state_dict
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
@@ -173,6 +174,61 @@ class ReplicatedSVI:
             losses.append(self._report(torch.stack([program(self._next_keys(), values) for values in inputs], 1)))
         return torch.cat(losses, 1)
 
+    def state_dict(self) -> dict[str, Any]:
+        """All that training goes on from, to give to :func:`~pyro_dropout.checkpoint.save_checkpoint`.
+
+        Parameters and buffers, the optimisers' states of them, random numbers, and who is alive.
+
+        :raises ValueError: before the first step.
+        """
+        self._check_started()
+        return {
+            "tensors": [tensor.detach() for _, _, tensor, _ in self._tensors()],
+            "optimisers": [_get_state_dict(optimiser) for optimiser in self._optimisers()],
+            "random": [random.get_state() for random in self._random],
+            "keys": self._keys,
+            "alive": self.alive,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a :meth:`state_dict`, after a first step (on any data of the shapes) that has made parameters.
+
+        The steps that follow are those of a run that was not interrupted, up to rounding.
+
+        :raises ValueError: before the first step; a state of other networks. Nothing has changed then.
+        """
+        self._check_started()
+        own, optimisers = [tensor for _, _, tensor, _ in self._tensors()], list(self._optimisers())
+        ours, theirs = ([(t.shape, t.dtype) for t in tensors] for tensors in (own, state["tensors"]))
+        numbers = len(self._random), len(optimisers)
+        if ours != theirs or numbers != (len(state["random"]), len(state["optimisers"])):
+            raise ValueError(
+                f"the state is of {len(state['random'])} replicates with {len(theirs)} tensors, which are not those of "
+                f"these {len(self)} with {len(ours)}: make them as at the start"
+            )
+        with torch.no_grad():
+            for tensor, saved in zip(own, state["tensors"], strict=True):
+                tensor.copy_(saved)
+        for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
+            _load_state_dict(optimiser, saved)  # in new tensors: the next step makes its program anew
+        for random, saved in zip(self._random, state["random"], strict=True):
+            random.set_state(saved.cpu())
+        self._keys, self.alive = state["keys"].cpu().clone(), state["alive"].cpu().clone()
+
+    def _check_started(self) -> None:
+        if not self._started:
+            raise ValueError("no parameters before the first step: take one on the data")
+
+    def _tensors(self) -> list[tuple[dict, str, Tensor, bool]]:
+        return held_by(module for own in self._modules for module in own)
+
+    def _optimisers(self) -> Iterator[Any]:
+        """Of all parameters in their order, as a ``PyroOptim`` has one for each."""
+        for optim, own in zip(self.optims, self._modules, strict=True):
+            for parameter in dict.fromkeys(tensor for _, _, tensor, _ in held_by(own)):
+                if parameter in optim.optim_objs:
+                    yield optim.optim_objs[parameter]
+
     def _check(self, args: Any, kwargs: Any) -> None:
         for tensor in tensors_of(args, kwargs):
             if tensor.dim() == 0 or len(tensor) != len(self):
@@ -239,7 +295,7 @@ class ReplicatedSVI:
             start = time.perf_counter()
             with pyro.settings.context(module_local_params=True):
                 self._programs[key] = _Together(self, args, kwargs)
-            self._held = held_by(module for own in self._modules for module in own)
+            self._held = self._tensors()
             guides = {part for guide in self.guides for part in modules_of(guide) if isinstance(part, DropoutGuide)}
             self._snapshots = [guide._snapshots for guide in guides]
             if self.progress and self.backend == "inductor":

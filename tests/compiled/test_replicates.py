@@ -23,7 +23,8 @@ from pyro_dropout import (
     RenyiDropout_ELBO,
     TraceDropout_ELBO,
 )
-from pyro_dropout.compiled import ReplicatedSVI
+from pyro_dropout.checkpoint import load_checkpoint, save_checkpoint
+from pyro_dropout.compiled import ReplicatedSVI, replicates
 from tests.scenarios import regression_data
 
 R, N, STEPS = 5, 8, 6
@@ -362,6 +363,73 @@ def test_an_optimiser_may_choose_by_name(shared):
             assert 1e-5 < (loc - old[name]).abs().max() < 2e-3, name
     assert any("logits.net.0.weight" in name for name in names)
     assert not pyro.get_param_store()._param_to_name
+
+
+@pytest.mark.parametrize(("make", "shared"), [(concrete, True), (learned, False)])
+def test_training_goes_on_where_it_was_interrupted(make, shared, tmp_path, monkeypatch):
+    """From a file, in networks that were made anew and have taken another first step: a schedule, batch norm, one dead
+    replicate and the random numbers go on, too."""
+    monkeypatch.setattr(replicates, "_KEYS", 3)
+    x, y = (t[:3] for t in data())
+    x[1, -1] = math.nan  # seen by the fourth step alone
+    order = torch.stack([torch.randperm(N - 1)[:4] for _ in range(5)])
+    order[3, -1] = N - 1
+
+    def start():
+        def schedule():
+            return pyro.optim.ExponentialLR({"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.05}, "gamma": 0.8})
+
+        optims = schedule() if shared else [schedule() for _ in range(3)]
+        svi = ReplicatedSVI(make, grid(norm=True)[:3], optims, seeds=SEEDS[:3], backend="eager")
+        return svi, {id(optim): optim for optim in svi.optims}.values()
+
+    def go(svi, optims, steps):
+        for rows in steps:
+            losses = svi.step(x[:, rows], y[:, rows])
+            for optim in optims:
+                optim.step()
+        return losses
+
+    whole, optims = start()
+    with pytest.warns(UserWarning, match="not finite"):
+        losses = go(whole, optims, [*order, *order[:3]])
+
+    svi, optims = start()
+    with pytest.warns(UserWarning, match="not finite"):
+        go(svi, optims, order)
+    save_checkpoint(tmp_path / "svi.pt", svi=svi, step=5)
+    again, optims = start()
+    again.step(x[:, :4] * 0, y[:, :4])
+    if make is concrete:  # with programs and draws of parameters that are no more
+        go(again, optims, order[:2])
+    assert load_checkpoint(tmp_path / "svi.pt", svi=again) == {"step": 5}
+    assert again.alive.tolist() == [True, False, True]
+    assert torch.allclose(go(again, optims, order[:3]), losses, rtol=1e-9, equal_nan=True)
+    for models in (whole.models, again.models), (whole.guides, again.guides):
+        for ours, theirs in zip(*models, strict=True):
+            for (name, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
+                assert torch.allclose(a, b, rtol=1e-9, atol=1e-12), name
+
+
+def test_a_state_of_other_networks_changes_nothing():
+    x, y = data()
+    svi = ReplicatedSVI(fixed, grid(), adam(), seeds=SEEDS, backend="eager")
+    with pytest.raises(ValueError, match="before the first step"):
+        svi.state_dict()
+    svi.step(x, y)
+    before = copy.deepcopy(svi.state_dict())
+    fewer = ReplicatedSVI(fixed, grid()[:3], adam(), seeds=SEEDS[:3], backend="eager")
+    with pytest.raises(ValueError, match="before the first step"):
+        fewer.load_state_dict(before)
+    fewer.step(x[:3], y[:3])
+    other = ReplicatedSVI(learned, grid(), adam(), seeds=SEEDS, backend="eager")
+    other.step(x, y)
+    for wrong in (fewer, other):
+        with pytest.raises(ValueError, match="which are not those of these 5 with"):
+            svi.load_state_dict(wrong.state_dict())
+    after = svi.state_dict()
+    assert all(torch.equal(a, b) for a, b in zip(after["tensors"], before["tensors"], strict=True))
+    assert torch.equal(after["keys"], before["keys"])
 
 
 def test_one_that_is_not_finite_stays_and_the_others_go_on():

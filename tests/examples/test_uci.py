@@ -102,7 +102,7 @@ def test_test_rows_change_nothing_but_the_scores():
     for own in (data, data._replace(x=x), data._replace(y=y)):
         pyro.set_rng_seed(0)
         runs = [(data.train[0], data.test[0], {"lengthscale": 1.0})]
-        found += uci.fit("yacht", own, runs, "concrete", (1.0,), OPTIONS)
+        found += uci.fit("yacht", own, runs, "concrete", (1.0,), OPTIONS)[0]
     assert found[0]["rates"] == found[1]["rates"] == found[2]["rates"]
     assert abs(found[1]["rmse"][0] - found[0]["rmse"][0]) > 0.5
     assert abs(found[2]["rmse"][0] - found[0]["rmse"][0]) > 0.5
@@ -158,19 +158,20 @@ def test_early_stopping_is_chosen_by_validation_rows(monkeypatch):
     """Of two lengths and three lengthscales; splits choose apart, and what failed is not chosen."""
     calls = []
 
-    def fit(name, data, runs, method, lengths, options, choosing=False):
+    def fit(name, data, runs, method, lengths, options, choosing=False, training=None):
         calls.append([values["lengthscale"] for _, _, values in runs])
         if choosing:
             early, late = np.zeros(6), np.zeros(6)
             early[2], late[2], late[4] = 1.0, 0.5, 2.0  # split 0: early, third; split 1: late, second
             late[5] = math.nan
-            return [{"score": score} for score in (early, late)]
-        return [{"log_likelihood": [base, base + 1], "rmse": [0.0, 0.0]} for base in (10.0, 20.0)]
+            return [{"score": score} for score in (early, late)], 6.0
+        return [{"log_likelihood": [base, base + 1], "rmse": [0.0, 0.0]} for base in (10.0, 20.0)], 4.0
 
     monkeypatch.setattr(uci, "fit", fit)
     found = uci.run("yacht", "concrete", OPTIONS)
     assert calls == [[*uci.LENGTHSCALES] * 2, [uci.LENGTHSCALES[2], uci.LENGTHSCALES[1]]]
     assert found["log_likelihood"] == [10.0, 21.0]
+    assert found["seconds"] == 5.0  # a split
     assert [values["steps"] for values in found["chosen"]] == [uci.EARLY, 1.0]
 
 
@@ -194,10 +195,52 @@ def test_the_learning_rate_comes_down_at_each_end(monkeypatch):
     runs = [(data.train[0], data.test[0], {"lengthscale": 1.0})]
     epochs = 8 * 2 * 32 / (len(data.train[0]) * uci.SETS["yacht"].epochs)
     options = argparse.Namespace(**{**vars(OPTIONS), "epochs": epochs})
-    early, late = uci.fit("yacht", data, runs, "concrete", (0.5, 1.0), options)
+    (early, late), _ = uci.fit("yacht", data, runs, "concrete", (0.5, 1.0), options)
     assert early["rates"] != late["rates"]
     falls = [1e-2, 1e-2, 1e-2, 1e-3]  # before the first step there is no optimiser
     assert [rate for rates in seen[1:] for rate in rates] == pytest.approx((falls * 2)[1:])
+
+
+@pytest.mark.parametrize("at", [3, 6])
+def test_training_that_is_interrupted_goes_on(at, monkeypatch, tmp_path, capsys):
+    """Before the first of two ends and after it: scores, rates and random numbers as if nothing had been."""
+    data = load_uci("yacht")
+    runs = [(data.train[0], data.test[0], {"lengthscale": scale}) for scale in (0.1, 1.0)]
+    epochs = 8 * 2 * 32 / (len(data.train[0]) * uci.SETS["yacht"].epochs)  # eight chunks
+    options = argparse.Namespace(**{**vars(OPTIONS), "epochs": epochs})
+    monkeypatch.setattr(uci, "CHUNK", 2)
+    monkeypatch.setattr(uci, "SAVING", 0.0)
+
+    def fit(seed):
+        pyro.set_rng_seed(seed)
+        return uci.fit("yacht", data, runs, "concrete", (0.5, 1.0), options, training=tmp_path / "yacht.pt")
+
+    whole, _ = fit(0)
+    assert not list(tmp_path.iterdir())
+    calls = []
+    scan = uci.ReplicatedSVI.scan
+
+    def interrupted(svi, *args):
+        calls.append(len(calls))
+        if len(calls) == at + 1:
+            raise KeyboardInterrupt
+        return scan(svi, *args)
+
+    monkeypatch.setattr(uci.ReplicatedSVI, "scan", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(0)
+    saved = torch.load(tmp_path / "yacht.pt", weights_only=True)
+    saved["values"]["seconds"] += 1e6
+    torch.save(saved, tmp_path / "yacht.pt")
+    again, seconds = fit(5)
+    assert seconds > 1e6
+    assert len(calls) == 8 + 1
+    assert f"goes on after {2 * at} of 16 steps" in capsys.readouterr().out
+    for ours, theirs in zip(again, whole, strict=True):
+        assert ours["rates"][1] == pytest.approx(theirs["rates"][1])
+        for kind in ("log_likelihood", "after_m_step", "rmse"):
+            assert ours[kind] == pytest.approx(theirs[kind], rel=1e-4), kind
+    assert not list(tmp_path.iterdir())
 
 
 def test_networks_that_fail_are_not_a_number(monkeypatch):
@@ -218,7 +261,7 @@ def test_networks_that_fail_are_not_a_number(monkeypatch):
 
     monkeypatch.setattr(uci.ReplicatedSVI, "scan", scan)
     with pytest.warns(UserWarning, match="yacht network"):
-        (found,) = uci.fit("yacht", data, runs, "network", (1.0,), OPTIONS)
+        (found,), _ = uci.fit("yacht", data, runs, "network", (1.0,), OPTIONS)
     assert [math.isnan(v) for v in found["log_likelihood"]] == [True, True, False]
 
 
