@@ -148,6 +148,9 @@ def main(arguments: list[str] | None = None) -> None:
         "--draws", type=count, default=1000, help="of each prediction, of validation rows a fifth (default 1,000)"
     )
     parser.add_argument(
+        "--restarts", type=count, default=1, help="of the last training, of which the lowest loss counts (default 1)"
+    )
+    parser.add_argument(
         "--lengthscales", type=positive, nargs="+", default=LENGTHSCALES, help="to choose from (default 0.1 0.3 1)"
     )
     parser.add_argument("--processes", type=count, default=1, help="that share sets, methods and threads (default 1)")
@@ -210,6 +213,9 @@ def run(name: str, method: str, options: argparse.Namespace) -> dict[str, Any]:
         scores = [np.reshape(found["score"], (number, len(grid))) for found in results]
         return {"scores": np.stack(scores, 1).tolist(), "seconds": seconds}
 
+    restarts = options.restarts
+    final = {**settings, "restarts": restarts} if restarts > 1 else settings
+
     def tested() -> dict[str, Any]:
         scores, before = np.zeros((number, 1, 1)), 0.0  # nothing to choose from
         if len(grid) * len(lengths) > 1:
@@ -218,18 +224,21 @@ def run(name: str, method: str, options: argparse.Namespace) -> dict[str, Any]:
         pyro.set_rng_seed(1)
         best = np.where(np.isnan(scores), -np.inf, scores).reshape(number, -1).argmax(1)
         length, chosen = np.divmod(best, len(grid))
-        runs = [(data.train[s], data.test[s], grid[chosen[s]]) for s in range(number)]
-        training = options.output / f"{file}-{digest:08x}.pt"
+        runs = [(data.train[s], data.test[s], grid[chosen[s]]) for s in range(number) for _ in range(restarts)]
+        training = options.output / f"{file}-{restarts}-restarts-{digest:08x}.pt"
         results, seconds = fit(name, data, runs, method, lengths, options, training=training)
+        losses = np.array([results[length[s]]["loss"] for s in range(number)]).reshape(number, number, restarts)
+        lowest = np.where(np.isnan(losses), np.inf, losses)[range(number), range(number)].argmin(1)
+        of = [s * restarts + lowest[s] for s in range(number)]
         return {
-            **{kind: [results[length[s]][kind][s] for s in range(number)] for kind in results[0]},
+            **{kind: [results[length[s]][kind][of[s]] for s in range(number)] for kind in results[0]},
             "chosen": [{**grid[chosen[s]], "steps": lengths[length[s]]} for s in range(number)],
             "seconds": (before + seconds) / number,
             "date": time.strftime("%Y-%m-%d"),
             "epochs": settings["epochs"],
         }
 
-    return kept(options.output / f"{file}.json", settings, tested)
+    return kept(options.output / f"{file}.json", final, tested)
 
 
 def fit(
@@ -271,12 +280,34 @@ def fit(
     )
     svi = ReplicatedSVI(make, hyperparameters, optim, loss, seeds=range(len(runs)), backend=options.backend)
     each = torch.arange(len(runs))[:, None, None]
-    chunk, results = 0, []
     what = f"{name} {method}, validation" if choosing else f"{name} {method}"
+
+    def evaluated(losses: Tensor) -> dict[str, list[Any]]:
+        """Scores and rates of the networks as they are, and their losses."""
+        found: dict[str, list[Any]] = {"loss": torch.where(svi.alive, losses, math.nan).tolist()}
+        for r, (model, guide) in enumerate(zip(svi.models, svi.guides, strict=True)):
+            test = torch.as_tensor(runs[r][1])
+            x_test = ((x[test] - x_center[r]) / x_scale[r]).float()
+            y_test = ((y[test] - y_center[r]) / y_scale[r]).float()
+            draws = -(-options.draws // 5) if choosing else options.draws
+            scores = dict.fromkeys(kinds(method, choosing), math.nan)
+            try:
+                if svi.alive[r]:
+                    scores = scored(model, guide, (x_train[r], y_train[r]), (x_test, y_test), list(scores), draws)
+            except ValueError as error:  # a noise that is not finite, far from the training rows
+                warnings.warn(f"{what}, {hyperparameters[r]}: {error}", stacklevel=2)
+            for kind, value in scores.items():
+                value = value * float(y_scale[r]) if kind == "rmse" else value - math.log(y_scale[r])
+                found.setdefault("score" if choosing else kind, []).append(value)
+            rates = {site: float(rate.mean()) for site, rate in guide.rates().items()}
+            found.setdefault("rates", []).append(rates)
+        return found
+
+    chunk, results = 0, []
     if training is not None and training.exists():
         svi.step(x_train[:, :batch], y_train[:, :batch])  # makes parameters to load into
         values = load_checkpoint(training, svi=svi)
-        chunk, results = values["chunk"], values["results"]
+        chunk, results, losses = values["chunk"], values["results"], values["losses"]
         start -= values["seconds"]
         print(f"{what}: {training} goes on after {chunk * CHUNK:,} of {ends[-1] * CHUNK:,} steps")
     saved = time.perf_counter()
@@ -284,34 +315,18 @@ def fit(
         for end in ends[len(results) :]:
             while chunk < end:
                 chosen = torch.randint(size, (len(runs), CHUNK, batch))
-                losses = svi.scan(x_train[each, chosen], y_train[each, chosen])
+                losses = svi.scan(x_train[each, chosen], y_train[each, chosen]).mean(1) / size
                 optim.step()
                 chunk += 1
                 progress.update(CHUNK)
-                progress.set_postfix_str(f"loss {losses[svi.alive].mean() / size:.3f} per row")
+                progress.set_postfix_str(f"loss {losses[svi.alive].mean():.3f} per row")
                 now = time.perf_counter()
                 if training is not None and now - saved > SAVING:
                     training.parent.mkdir(parents=True, exist_ok=True)
-                    save_checkpoint(training, svi=svi, chunk=chunk, results=results, seconds=now - start)
+                    state = {"chunk": chunk, "results": results, "losses": losses, "seconds": now - start}
+                    save_checkpoint(training, svi=svi, **state)
                     saved = now
-            found: dict[str, list[Any]] = {}
-            for r, (model, guide) in enumerate(zip(svi.models, svi.guides, strict=True)):
-                test = torch.as_tensor(runs[r][1])
-                x_test = ((x[test] - x_center[r]) / x_scale[r]).float()
-                y_test = ((y[test] - y_center[r]) / y_scale[r]).float()
-                draws = -(-options.draws // 5) if choosing else options.draws
-                scores = dict.fromkeys(kinds(method, choosing), math.nan)
-                try:
-                    if svi.alive[r]:
-                        scores = scored(model, guide, (x_train[r], y_train[r]), (x_test, y_test), list(scores), draws)
-                except ValueError as error:  # a noise that is not finite, far from the training rows
-                    warnings.warn(f"{what}, {hyperparameters[r]}: {error}", stacklevel=2)
-                for kind, value in scores.items():
-                    value = value * float(y_scale[r]) if kind == "rmse" else value - math.log(y_scale[r])
-                    found.setdefault("score" if choosing else kind, []).append(value)
-                rates = {site: float(rate.mean()) for site, rate in guide.rates().items()}
-                found.setdefault("rates", []).append(rates)
-            results.append(found)
+            results.append(evaluated(losses))
     if training is not None:
         training.unlink(missing_ok=True)
     return results, time.perf_counter() - start

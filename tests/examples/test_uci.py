@@ -26,6 +26,7 @@ OPTIONS = argparse.Namespace(
     layers=1,
     epochs=0.002,
     lengthscales=uci.LENGTHSCALES,
+    restarts=1,
     backend="eager",
     output=Path("outputs/uci"),
 )
@@ -155,7 +156,8 @@ def test_the_last_m_step_is_the_mode():
 
 
 def test_early_stopping_is_chosen_by_validation_rows(monkeypatch):
-    """Of two lengths and three lengthscales; splits choose apart, and what failed is not chosen."""
+    """Of two lengths and three lengthscales; splits choose apart, and what failed is not chosen. Of restarts the one of
+    the lowest loss counts."""
     calls = []
 
     def fit(name, data, runs, method, lengths, options, choosing=False, training=None):
@@ -165,12 +167,15 @@ def test_early_stopping_is_chosen_by_validation_rows(monkeypatch):
             early[2], late[2], late[4] = 1.0, 0.5, 2.0  # split 0: early, third; split 1: late, second
             late[5] = math.nan
             return [{"score": score} for score in (early, late)], 6.0
-        return [{"log_likelihood": [base, base + 1], "rmse": [0.0, 0.0]} for base in (10.0, 20.0)], 4.0
+        losses = [[0.0, 5.0, math.nan, 3.0, 2.0, 1.0], [5.0, 1.0, 2.0, math.nan, 1.0, 0.0]]
+        return [
+            {"loss": losses[i], "log_likelihood": [base + i for i in range(6)]} for i, base in enumerate((10.0, 20.0))
+        ], 4.0
 
     monkeypatch.setattr(uci, "fit", fit)
-    found = uci.run("yacht", "concrete", OPTIONS)
-    assert calls == [[*uci.LENGTHSCALES] * 2, [uci.LENGTHSCALES[2], uci.LENGTHSCALES[1]]]
-    assert found["log_likelihood"] == [10.0, 21.0]
+    found = uci.run("yacht", "concrete", argparse.Namespace(**{**vars(OPTIONS), "restarts": 3}))
+    assert calls == [[*uci.LENGTHSCALES] * 2, [uci.LENGTHSCALES[2]] * 3 + [uci.LENGTHSCALES[1]] * 3]
+    assert found["log_likelihood"] == [10.0, 25.0]
     assert found["seconds"] == 5.0  # a split
     assert [values["steps"] for values in found["chosen"]] == [uci.EARLY, 1.0]
 
@@ -201,9 +206,9 @@ def test_the_learning_rate_comes_down_at_each_end(monkeypatch):
     assert [rate for rates in seen[1:] for rate in rates] == pytest.approx((falls * 2)[1:])
 
 
-@pytest.mark.parametrize("at", [3, 6])
+@pytest.mark.parametrize("at", [4, 6])
 def test_training_that_is_interrupted_goes_on(at, monkeypatch, tmp_path, capsys):
-    """Before the first of two ends and after it: scores, rates and random numbers as if nothing had been."""
+    """At the first of two ends, before it was scored, and after it: scores and rates as if nothing had been."""
     data = load_uci("yacht")
     runs = [(data.train[0], data.test[0], {"lengthscale": scale}) for scale in (0.1, 1.0)]
     epochs = 8 * 2 * 32 / (len(data.train[0]) * uci.SETS["yacht"].epochs)  # eight chunks
@@ -238,7 +243,7 @@ def test_training_that_is_interrupted_goes_on(at, monkeypatch, tmp_path, capsys)
     assert f"goes on after {2 * at} of 16 steps" in capsys.readouterr().out
     for ours, theirs in zip(again, whole, strict=True):
         assert ours["rates"][1] == pytest.approx(theirs["rates"][1])
-        for kind in ("log_likelihood", "after_m_step", "rmse"):
+        for kind in ("loss", "log_likelihood", "after_m_step", "rmse"):
             assert ours[kind] == pytest.approx(theirs[kind], rel=1e-4), kind
     assert not list(tmp_path.iterdir())
 
@@ -272,7 +277,7 @@ def test_processes_share_the_work(tmp_path, capsys):
         uci.main([*given, "--processes", processes, "--output", str(tmp_path / processes)])
         lines = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
         tables.append([cells[:8] + cells[9:] for cells in lines])  # without the seconds
-    assert len(tables[0]) == 2 * 3 + 3
+    assert len(tables[0]) == 2 * 4 + 4  # with heads and lines
     assert tables[0] == tables[1]
 
 
@@ -294,6 +299,7 @@ def test_methods_are_compared_on_the_same_splits(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--restarts", "0"], "--restarts: must be a whole number, at least 1, but found 0"),
         (["--processes", "0"], "--processes: must be a whole number, at least 1, but found 0"),
         (["--splits", "0"], "must be a whole number, at least 1, but found 0"),
         (["--splits", "21"], "boston has 20, but found 21"),
