@@ -270,6 +270,7 @@ def test_networks_that_fail_are_not_a_number(monkeypatch):
     assert [math.isnan(v) for v in found["log_likelihood"]] == [True, True, False]
 
 
+@pytest.mark.slow
 def test_processes_share_the_work(tmp_path, capsys):
     given = ["--dataset", "yacht", "boston", "--method", "alpha0", "alpha1", *CUT, "--splits", "1"]
     tables = []
