@@ -15,8 +15,9 @@ all of them at once, and prints its table; ``--dataset all`` does so for the nin
 
 Those that learn rates choose the prior's lengthscale, in units of √inputs of a layer, by the same validation rows, as
 CD does (appendix D), and whether to stop after a quarter of the steps: learned rates fall for as long as the fit to
-training rows improves. Where there is a last M-step, the choice is by what it gives. The α methods choose nothing, so
-that they differ in α alone. ``--method alpha`` stands for all three.
+training rows improves. Where there is a last M-step, the choice is by what it gives. Some networks stay at the prior,
+or explain rows by noise: of ``--restarts 3`` of the last training the one with the lowest loss counts. The α methods
+choose nothing, so that they differ in α alone. ``--method alpha`` stands for all three.
 
 Covariates and response are standardised on the training rows; results are in the units of the response: the mean
 log-likelihood of a test row under 1,000 draws, and the error of their mean, both with standard errors over splits.
@@ -214,7 +215,7 @@ def run(name: str, method: str, options: argparse.Namespace) -> dict[str, Any]:
         return {"scores": np.stack(scores, 1).tolist(), "seconds": seconds}
 
     restarts = options.restarts
-    final = {**settings, "restarts": restarts} if restarts > 1 else settings
+    final = {**settings, "restarts": restarts} if restarts > 1 else settings  # validation has none
 
     def tested() -> dict[str, Any]:
         scores, before = np.zeros((number, 1, 1)), 0.0  # nothing to choose from
@@ -227,9 +228,8 @@ def run(name: str, method: str, options: argparse.Namespace) -> dict[str, Any]:
         runs = [(data.train[s], data.test[s], grid[chosen[s]]) for s in range(number) for _ in range(restarts)]
         training = options.output / f"{file}-{restarts}-restarts-{digest:08x}.pt"
         results, seconds = fit(name, data, runs, method, lengths, options, training=training)
-        losses = np.array([results[length[s]]["loss"] for s in range(number)]).reshape(number, number, restarts)
-        lowest = np.where(np.isnan(losses), np.inf, losses)[range(number), range(number)].argmin(1)
-        of = [s * restarts + lowest[s] for s in range(number)]
+        losses = np.array([results[length[s]]["loss"][s * restarts : (s + 1) * restarts] for s in range(number)])
+        of = np.arange(number) * restarts + np.where(np.isnan(losses), np.inf, losses).argmin(1)
         return {
             **{kind: [results[length[s]][kind][of[s]] for s in range(number)] for kind in results[0]},
             "chosen": [{**grid[chosen[s]], "steps": lengths[length[s]]} for s in range(number)],
