@@ -20,7 +20,7 @@ from pyro_dropout.traces import holds, is_traced
 from pyro_dropout.weight import MaskedUnits, MaskedWeight
 
 
-class _Mask(TorchDistribution):
+class Mask(TorchDistribution):
     """A mask over the units of a weight: independent entries, ``units`` the one event dimension."""
 
     arg_constraints: ClassVar[dict[str, Any]] = {}  # __init__ checks, and says what a rate is
@@ -64,7 +64,7 @@ class _Mask(TorchDistribution):
         return torch.logit(self.keep) if self._logits is None else self._logits
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        new = self._get_checked_instance(_Mask, _instance) if _instance is not None else object.__new__(type(self))
+        new = self._get_checked_instance(Mask, _instance) if _instance is not None else object.__new__(type(self))
         new.__dict__.update({k: v for k, v in self.__dict__.items() if not k.startswith("_cached")})
         new._batch_shape = torch.Size(batch_shape)
         return new
@@ -87,7 +87,7 @@ class _Mask(TorchDistribution):
         return torch.Size(sample_shape) + self.batch_shape + self.event_shape
 
 
-class BernoulliMask(_Mask):
+class BernoulliMask(Mask):
     r"""Hard masks, :math:`z_k \sim \mathrm{Bernoulli}(1 - \mathrm{rate}_k)` (MC section 3).
 
     With fixed rates a draw depends on no parameter, so it counts as reparametrised; with learned ones it does
@@ -139,7 +139,7 @@ class BernoulliMask(_Mask):
         return (q > self.rate).to(self.keep.dtype)
 
 
-class ConcreteMask(_Mask):
+class ConcreteMask(Mask):
     r"""Relaxed masks (CD eq. 5), differentiable in the rate:
 
     .. math:: z_k = \sigma\bigl((a_k + \log u - \log(1 - u)) / t\bigr), \quad u \sim \mathrm{Uniform}(0, 1)
