@@ -43,9 +43,9 @@ def test_prediction_at_scale_runs(tmp_path, monkeypatch, capsys):
 
 def test_compiled_steps_run(monkeypatch):
     for kind in ("CompiledSVI", "ReplicatedSVI"):
-        own = getattr(pyro_dropout.compiled, kind)
+        own = getattr(pyro_dropout.training, kind)
         eager = functools.partial(own, backend="eager")
-        monkeypatch.setattr(pyro_dropout.compiled, kind, eager)
+        monkeypatch.setattr(pyro_dropout.training, kind, eager)
         monkeypatch.setattr(pyro_dropout, kind, eager, raising=False)
     names = run(2, fewer=("200", "8"))
     assert names["losses"].shape == (4, 8)

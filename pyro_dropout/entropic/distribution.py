@@ -13,8 +13,8 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
-from pyro_dropout.entropic.design import Design
-from pyro_dropout.entropic.precision import DensePrecision, Precision
+from pyro_dropout.entropic._design import Design
+from pyro_dropout.entropic._precision import DensePrecision, Precision
 
 
 class NormalInverseGamma(TorchDistribution):
@@ -28,7 +28,7 @@ class NormalInverseGamma(TorchDistribution):
     posterior may be the prior of any model.
 
     :param loc: μ, ``[p]``.
-    :param precision: Λ, ``[p, p]``, or a :class:`~pyro_dropout.entropic.precision.Precision`.
+    :param precision: Λ, ``[p, p]``, or a :class:`~pyro_dropout.entropic._precision.Precision`.
     :param concentration: a > 0.
     :param rate: b > 0 (the distribution's rate, not a drop rate).
     :raises ValueError: Λ is not positive definite, a or b not positive, shapes that do not match.

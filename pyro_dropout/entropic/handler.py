@@ -17,9 +17,9 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_dropout.checks import same_values
+from pyro_dropout.weights.plates import same_values
 from pyro_dropout.entropic.distribution import check_rate
-from pyro_dropout.weight import MaskedUnits, MaskedWeight
+from pyro_dropout.weights.weight import MaskedUnits, MaskedWeight
 
 MAX_ENUMERATED = 12
 

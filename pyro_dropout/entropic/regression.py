@@ -17,11 +17,11 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
 from torch import Tensor
 
-from pyro_dropout.arviz import to_arviz
-from pyro_dropout.entropic.data import RegressionData
-from pyro_dropout.entropic.design import Design
+from pyro_dropout.interop.arviz import to_arviz
+from pyro_dropout.entropic._data import RegressionData
+from pyro_dropout.entropic._design import Design
 from pyro_dropout.entropic.distribution import NormalInverseGamma, check_rate
-from pyro_dropout.entropic.precision import DensePrecision, DiagonalPlusRows, Precision
+from pyro_dropout.entropic._precision import DensePrecision, DiagonalPlusRows, Precision
 
 
 class Draws(NamedTuple):

@@ -19,7 +19,7 @@ from pyro_dropout import (
     DropoutPredictive,
     TraceDropout_ELBO,
 )
-from pyro_dropout.compiled import ReplicatedSVI
+from pyro_dropout.training import ReplicatedSVI
 
 FEATURES, SIZE = 13, 506  # as the Boston data have them
 RATE, TEMPERATURE = 0.1, 0.1

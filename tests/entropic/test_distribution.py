@@ -11,9 +11,9 @@ from pyro.infer import MCMC, NUTS
 from torch.distributions import InverseGamma, MultivariateNormal
 
 from pyro_dropout.entropic import EntropicLinearRegression, NormalInverseGamma
-from pyro_dropout.entropic.design import Design
-from pyro_dropout.entropic.precision import DiagonalPlusRows
-from tests.scenarios import assert_same_mean
+from pyro_dropout.entropic._design import Design
+from pyro_dropout.entropic._precision import DiagonalPlusRows
+from tests.support.scenarios import assert_same_mean
 
 F64 = torch.float64
 

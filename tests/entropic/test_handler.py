@@ -18,8 +18,8 @@ from torch import nn
 from models.linear import LinearRegression, LogisticRegression
 from pyro_dropout import BayesianModule
 from pyro_dropout.entropic import EntropicLinearRegression, entropic_dropout
-from tests.enumeration import all_masks
-from tests.scenarios import assert_same_mean
+from tests.support.enumeration import all_masks
+from tests.support.scenarios import assert_same_mean
 
 F64 = torch.float64
 

@@ -15,7 +15,7 @@ from sklearn.linear_model import BayesianRidge, Ridge
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from pyro_dropout.entropic import EntropicLinearRegression, regression_path
-from tests.enumeration import all_masks
+from tests.support.enumeration import all_masks
 
 RNG = np.random.default_rng(0)
 

@@ -1,0 +1,82 @@
+"""What conjugate regression keeps of data that arrive in chunks.
+
+Beside the chain design → precision → distribution → regression; it knows designs alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+import torch
+from torch import Tensor
+
+from pyro_dropout.entropic._design import Design
+
+
+class RegressionData:
+    """Rows while there are fewer than columns, then sums of products alone.
+
+    :param X: the first rows, ``[n, p]``, which tell dense from sparse and where the columns lie; not added yet.
+    """
+
+    def __init__(self, X: Any) -> None:
+        self.p, self.n = X.shape[1], 0
+        self.rows: list[Any] | None = []
+        self.responses: list[Tensor] = []
+        # Sums are of differences to the first rows' mean, or large means would drown the variances.
+        self.shift = torch.zeros(self.p, dtype=torch.float64)
+        if not scipy.sparse.issparse(X):
+            self.shift = torch.from_numpy(X.mean(0, dtype=np.float64))
+        self.y_shift = 0.0
+
+    def add(self, X: Any, y: Tensor) -> None:
+        if self.n == 0:
+            self.y_shift = float(y.mean())
+        self.n += len(y)
+        if self.rows is not None:
+            self.rows = [*self.rows, X]  # new lists and sums: models of a path share the old ones
+            self.responses = [*self.responses, y]
+            if self.n < self.p:
+                return
+            rows, responses, self.rows, self.responses = self.rows, self.responses, None, []
+            self._gram = torch.zeros(self.p, self.p, dtype=torch.float64)
+            self._sum, self._cross = torch.zeros(2, self.p, dtype=torch.float64)
+            self._y_sum = self._y_square = 0.0
+            for X, y in zip(rows, responses, strict=True):
+                self._accumulate(X, y)
+        else:
+            self._accumulate(X, y)
+
+    def _accumulate(self, X: Any, y: Tensor) -> None:
+        design = Design(X, None if scipy.sparse.issparse(X) else self.shift)
+        y = y - self.y_shift
+        self._gram = self._gram + design.gram()
+        self._sum = self._sum + design.rmatvec(torch.ones_like(y))
+        self._cross = self._cross + design.rmatvec(y)
+        self._y_sum += float(y.sum())
+        self._y_square += float(y @ y)
+
+    @property
+    def y(self) -> Tensor:
+        return torch.cat(self.responses)
+
+    def design(self, center: Tensor | None) -> Design:
+        assert self.rows is not None
+        stack = scipy.sparse.vstack if scipy.sparse.issparse(self.rows[0]) else np.concatenate
+        return Design(self.rows[0] if len(self.rows) == 1 else stack(self.rows), center)
+
+    def means(self) -> tuple[Tensor, float]:
+        if self.rows is None:
+            return self.shift + self._sum / self.n, self.y_shift + self._y_sum / self.n
+        ones = torch.ones(self.n, dtype=torch.float64)
+        return self.design(None).rmatvec(ones) / self.n, float(self.y.mean())
+
+    def products(self, x_mean: Tensor, y_mean: float) -> tuple[Tensor, Tensor, float]:
+        """``XᵀX``, ``Xᵀy`` and ``yᵀy`` of the data less these means, where sums are kept."""
+        delta, y_delta = x_mean - self.shift, y_mean - self.y_shift
+        cross = torch.outer(delta, self._sum)
+        gram = self._gram - cross - cross.T + self.n * torch.outer(delta, delta)
+        with_y = self._cross - delta * self._y_sum - y_delta * self._sum + self.n * y_delta * delta
+        return gram, with_y, self._y_square - 2 * y_delta * self._y_sum + self.n * y_delta**2

@@ -1,0 +1,131 @@
+r"""Λ = diagonal + Gram matrix, by Cholesky of p × p or, where there are fewer rows than columns, of n × n.
+
+Second in the chain design → precision → distribution → regression.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pyro_dropout.entropic._design import Design
+
+_BLOCK = 2**26  # float64 entries of a temporary matrix: 512 MiB
+
+
+class Precision(Protocol):
+    """A positive definite matrix Λ ``[p, p]``, up to what posteriors ask of it."""
+
+    p: int
+    logdet: Tensor
+
+    def quadratic(self, v: Tensor) -> Tensor:
+        """``vᵀ Λ v`` over the last dimension of ``[..., p]``, differentiable."""
+
+    def inverse_diagonal(self, index: Tensor | None = None) -> Tensor:
+        """``diag(Λ⁻¹)``, all of it or some entries."""
+
+    def inverse_quadratic(self, x: Design) -> Tensor:
+        """``xᵀ Λ⁻¹ x`` for each row of a design, ``[n]``."""
+
+    def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """``n`` draws of Normal(0, Λ⁻¹), ``[n, p]``."""
+
+
+class DensePrecision:
+    """Λ itself, by its Cholesky factor.
+
+    :param matrix: Λ, ``[p, p]``.
+    :raises ValueError: Λ is not positive definite.
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        self.matrix, self.p = matrix, len(matrix)
+        self.factor = _cholesky(matrix)
+        self.logdet = 2 * self.factor.diagonal().log().sum()
+
+    def solve(self, v: Tensor) -> Tensor:
+        """``Λ⁻¹ v`` for ``[p]`` or ``[p, k]``."""
+        out = torch.cholesky_solve(v if v.dim() > 1 else v.unsqueeze(1), self.factor)
+        return out if v.dim() > 1 else out.squeeze(1)
+
+    def quadratic(self, v: Tensor) -> Tensor:
+        return torch.linalg.vecdot(v @ self.factor, v @ self.factor)
+
+    def inverse_diagonal(self, index: Tensor | None = None) -> Tensor:
+        units = torch.eye(self.p, dtype=self.factor.dtype)
+        units = units if index is None else units[:, index]
+        return torch.linalg.solve_triangular(self.factor, units, upper=False).square().sum(0)
+
+    def inverse_quadratic(self, x: Design) -> Tensor:
+        rows = max(1, _BLOCK // self.p)
+        if x.n > rows and x.sparse is None:
+            return torch.cat([self.inverse_quadratic(Design(part)) for part in x.dense.split(rows)])
+        half = torch.linalg.solve_triangular(self.factor, x.to_dense().T, upper=False)
+        return half.square().sum(0)
+
+    def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        noise = torch.randn(self.p, n, dtype=self.factor.dtype, generator=generator)
+        return torch.linalg.solve_triangular(self.factor.mT, noise, upper=True).T
+
+
+class DiagonalPlusRows:
+    r"""``Λ = diag(d) + S Xᵀ X S`` with ``S = diag(scale)``, for fewer rows n than columns p (Woodbury on the diagonal):
+
+    .. math:: \Lambda^{-1} = D^{-1} - D^{-1} S X^\top M^{-1} X S D^{-1}, \quad
+        M = I + X S D^{-1} S X^\top, \quad |\Lambda| = |D|\,|M|
+
+    No p × p matrix is formed. Draws as in Bhattacharya, Chakraborty & Mallick (2016).
+
+    :param diagonal: d, positive, ``[p]``.
+    :param rows: the design X.
+    :param scale: ``[p]``.
+    """
+
+    def __init__(self, diagonal: Tensor, rows: Design, scale: Tensor) -> None:
+        self.diagonal, self.rows, self.scale, self.p = diagonal, rows, scale, rows.p
+        m = rows.outer(scale**2 / diagonal)
+        m.diagonal().add_(1.0)
+        self.factor = _cholesky(m)
+        self.logdet = diagonal.log().sum() + 2 * self.factor.diagonal().log().sum()
+
+    def solve_rows(self, u: Tensor) -> Tensor:
+        """``M⁻¹ u``."""
+        out = torch.cholesky_solve(u if u.dim() > 1 else u.unsqueeze(1), self.factor)
+        return out if u.dim() > 1 else out.squeeze(1)
+
+    def quadratic(self, v: Tensor) -> Tensor:
+        flat = v.reshape(-1, self.p)
+        low = self.rows.matvec((flat * self.scale).T)
+        return ((flat.square() @ self.diagonal) + low.square().sum(0)).reshape(v.shape[:-1])
+
+    def inverse_diagonal(self, index: Tensor | None = None) -> Tensor:
+        index = torch.arange(self.p) if index is None else index
+        gain = self.scale / self.diagonal
+        inverse = torch.cholesky_inverse(self.factor)  # n × n
+        forms = [self.rows.column_forms(inverse, part) for part in index.split(max(1, _BLOCK // self.rows.n))]
+        return 1 / self.diagonal[index] - gain[index] ** 2 * torch.cat(forms)
+
+    def inverse_quadratic(self, x: Design) -> Tensor:
+        cross = self.rows.outer(self.scale / self.diagonal, x)
+        low = torch.linalg.solve_triangular(self.factor, cross, upper=False).square().sum(0)
+        return x.weighted_squares(1 / self.diagonal) - low
+
+    def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        prior = torch.randn(self.p, n, dtype=self.diagonal.dtype, generator=generator)
+        prior = prior / self.diagonal.sqrt().unsqueeze(1)
+        noise = torch.randn(self.rows.n, n, dtype=self.diagonal.dtype, generator=generator)
+        inner = self.solve_rows(self.rows.matvec(self.scale.unsqueeze(1) * prior) + noise)
+        return (prior - (self.scale / self.diagonal).unsqueeze(1) * self.rows.rmatvec(inner)).T
+
+
+def _cholesky(matrix: Tensor) -> Tensor:
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    if int(info) != 0 or not bool(torch.isfinite(factor.diagonal()).all()):
+        raise ValueError(
+            "the posterior precision is not positive definite: some combination of covariates is neither seen in the "
+            "data nor shrunk; give a larger shrinkage (λ0), or leave out constant, duplicated or collinear columns"
+        )
+    return factor

@@ -1,0 +1,392 @@
+"""Prediction with many draws over many data, in bounded memory; draws that can be kept and called again.
+
+After the guides in the chain weight → distributions → guides → losses.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import pyro.poutine as poutine
+import torch
+from pyro.distributions import Unit
+from pyro.distributions.util import scale_and_mask
+from pyro.infer import Predictive
+from torch import Tensor
+from torch.distributions import Categorical, Independent
+from tqdm import tqdm
+
+from pyro_dropout.weights.plates import check_data_plates, same_values
+from pyro_dropout.masks.messengers import DatumMasks
+from pyro_dropout.metrics import PredictiveMoments
+from pyro_dropout.prediction._parts import Inputs, Layout, Sizes, slices
+from pyro_dropout.prediction._accumulators import Accumulator, LogMean, Moments, Stack
+from pyro_dropout._sites import evaluation_mode, forked_rng, is_deterministic, plate_nesting, sample_sites
+from pyro_dropout.weights.weight import MaskedWeight
+
+_PLATE = "_draws"
+
+
+class DropoutPredictive(Predictive):
+    r"""Draws from the posterior predictive distribution, as :class:`pyro.infer.Predictive`, for many draws and data:
+
+    .. math:: p(y^* \mid x^*, X, Y) \approx \frac{1}{T} \sum_t p(y^* \mid x^*, W_t), \quad W_t \sim q(W)
+
+    (MC eq. 8 to 11). Draws and data are taken in parts that fit into a given number of bytes. A draw is a *function*:
+    its masks are the same for all data. Networks run in evaluation mode, so that batch normalisation uses its running
+    statistics and changes none, and only the guide is random; afterwards they are as they were. No gradient is kept.
+
+    :param model: a Pyro model whose plates follow its data: ``pyro.plate("data", max(size, len(x)),
+        subsample_size=len(x))``.
+    :param posterior_samples: draws by site, ``[draws, ...]``, instead of a guide.
+    :param guide: any Pyro guide.
+    :param num_samples: number of draws T.
+    :param return_sites: sites to return, ``"_RETURN"`` for what the model returns; by default all but the weights of
+        networks.
+    :param parallel: evaluate draws at once, in a plate left of the model's; or one at a time.
+    :param masks: ``"draw"`` for function draws; ``"datum"`` draws a mask for each datum, which gives each
+        datum the same distribution but says nothing about data together.
+    :param max_memory: bytes of tensors at once, besides the result, the model and the data.
+    :param data: positions or names of the arguments with one row per datum; by default all tensors as long as the
+        first. ``()`` for models that do not take their data in parts.
+    :param seed: makes calls repeatable, and leaves Pyro's own random numbers as they were. Function draws for one
+        seed are the same whatever the data and the parts, if all draws of the guide fit into half of the memory (of
+        dropout guides these are masks).
+    :param progress: show a progress bar.
+    :raises ValueError: neither guide nor samples; a bound that not even one draw of one datum fits into; at a call,
+        a model whose sites cannot be taken apart by data.
+
+    Example::
+
+        >>> import pyro.distributions as dist
+        >>> from torch import nn
+        >>> from pyro_dropout import AutoBernoulliDropout, BayesianModule
+        >>> net = BayesianModule(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1)))
+        >>> def model(x, y=None):
+        ...     mean = net(x).squeeze(-1)
+        ...     with pyro.plate("data", len(x)):
+        ...         return pyro.sample("obs", dist.Normal(mean, 0.5), obs=y)
+        >>> guide, x = AutoBernoulliDropout(model, rate=0.1), torch.randn(20, 3)
+        >>> _ = guide(x, x[:, 0])  # set up with the data observed, as SVI does
+        >>> predict = DropoutPredictive(model, guide=guide, num_samples=100)
+        >>> predict(x)["obs"].shape
+        torch.Size([100, 20])
+        >>> predict.moments(x)["obs"].aleatoric[0]  # streamed: no [draws, data] array
+        tensor(0.2500)
+        >>> function = predict.draw(x)[0].moments  # one function, to keep (Thompson sampling)
+        >>> torch.allclose(function(x)["obs"].mean[5:], function(x[5:])["obs"].mean)
+        True
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        posterior_samples: Mapping[str, Tensor] | None = None,
+        guide: Callable | None = None,
+        num_samples: int | None = None,
+        return_sites: Sequence[str] = (),
+        parallel: bool = True,
+        *,
+        masks: str = "draw",
+        max_memory: int = 2**30,
+        data: Sequence[int | str] | None = None,
+        seed: int | None = None,
+        progress: bool = False,
+    ) -> None:
+        if num_samples is not None and num_samples < 1:
+            raise ValueError(f"num_samples must be positive, but found {num_samples}")
+        if isinstance(return_sites, str) or isinstance(data, str | int):
+            raise TypeError('return_sites and data take lists: return_sites=["obs"], data=[0]')
+        lengths = {name: len(value) for name, value in (posterior_samples or {}).items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"posterior_samples have different numbers of draws: {lengths}")
+        super().__init__(model, posterior_samples, guide, num_samples, return_sites, parallel)
+        if guide is None and not posterior_samples:
+            raise ValueError("give a guide or posterior_samples (for the prior predictive: pyro.infer.Predictive)")
+        if masks not in ("draw", "datum"):
+            raise ValueError(f'masks must be "draw" or "datum", but found {masks!r}')
+        if masks == "datum" and (guide is None or not parallel):
+            raise ValueError('masks="datum" draws masks when layers see the data: it needs a guide, and parallel=True')
+        self.masks, self.max_memory, self.data, self.seed, self.progress = masks, max_memory, data, seed, progress
+
+    # Three ways to keep what is predicted
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Values by site, ``[draws, ...]``, in the shapes of stock ``Predictive(parallel=True)``."""
+        return self._evaluate(args, kwargs, _read_value, Stack)
+
+    def moments(self, *args: Any, **kwargs: Any) -> dict[str, PredictiveMoments]:
+        """Mean, epistemic and aleatoric variance of each site that depends on the data, without keeping draws.
+
+        Those of a site's distribution: of ``Normal(mean, scale)`` the epistemic part is the variance of ``mean`` over
+        draws, the aleatoric part the mean of ``scale²``. Of a ``Categorical`` they are of its indicators,
+        ``[..., classes]``: the mean is the class probabilities. Deterministic sites have no aleatoric variance.
+
+        :raises NotImplementedError: a site whose distribution has no moments; name the others in ``return_sites``.
+        """
+        return self._evaluate(args, kwargs, _read_moments, Moments)
+
+    def log_likelihood(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Log of the mean density over draws of each observation, by observed site (MC eq. 13), without keeping draws.
+
+        Of the data that the model observes with these arguments, without scales of plates; 0 where ``poutine.mask``
+        hides an observation.
+
+        :raises ValueError: the model observes nothing.
+        """
+        return self._evaluate(args, kwargs, _read_log_density, LogMean)
+
+    # Draws to keep
+
+    def draw(self, *args: Any, **kwargs: Any) -> DropoutPredictive:
+        """The draws themselves, as a ``DropoutPredictive`` that evaluates the same functions at every call.
+
+        They stay as they are when training goes on. ``draw(x)[3]`` is one function; ``posterior_samples`` holds its
+        weights, for ``poutine.condition(model, data=...)`` where gradients through a function are wanted.
+
+        :param args: arguments of the guide; ours need them before their first call alone.
+        """
+        if self.masks == "datum":
+            raise ValueError('masks="datum" has no draws to keep, as masks depend on the data: use masks="draw"')
+        if self.guide is None:
+            return self
+        with self._seeded(), evaluation_mode():
+            latents = self._draw_latents(self.num_samples, args, kwargs)
+        return self._keep({name: _copy(value) for name, value in latents.items()})
+
+    def _keep(self, latents: Mapping[str, Tensor]) -> DropoutPredictive:
+        options = {name: getattr(self, name) for name in ("return_sites", "parallel", "max_memory", "data", "seed")}
+        return DropoutPredictive(self.model, posterior_samples=latents, progress=self.progress, **options)
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __getitem__(self, index: int | slice) -> DropoutPredictive:
+        """One draw or several of those that are kept."""
+        if self.guide is not None:
+            raise TypeError("draws are not kept yet: predictive.draw(x)[index]")
+        if not isinstance(index, slice):
+            index = operator.index(index)  # also of numpy and of tensors
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"draw {index} of {len(self)}")
+            index = slice(index % len(self), index % len(self) + 1)
+        return self._keep({name: value[index] for name, value in self.posterior_samples.items()})
+
+    # Evaluation in parts
+
+    def _evaluate(self, args: Any, kwargs: Any, read: Callable, accumulator: type[Accumulator]) -> dict[str, Any]:
+        inputs = Inputs(args, kwargs, self.data)
+        results: dict[str, Accumulator] = {}
+        with (
+            self._seeded(),
+            evaluation_mode(),
+            torch.no_grad(),
+            poutine.block(),
+            tqdm(total=self.num_samples * inputs.size, unit_scale=True, disable=not self.progress) as bar,
+        ):
+            latent = self._latent_names(inputs)
+            layout = Layout.of(self.model, inputs, latent, lambda trace: self._read(trace, read, latent))
+            for first, number, latents in self._blocks(inputs):
+
+                def run(draws: slice, rows: slice, latents: Any = latents) -> dict[str, tuple[Tensor, ...]]:
+                    with torch.inference_mode():
+                        trace = self._trace(latents, draws, inputs, rows, layout)
+                        return layout.arrange(self._read(trace, read, latent), draws, rows)
+
+                sizes = Sizes.within(self.max_memory, run, number if self.parallel else 1, inputs)
+                if latents is None or sizes.rows < inputs.size:
+                    layout.check_parts(latent, inputs)
+                    self._check_rows(latents, inputs, layout, latent)
+                for rows in slices(inputs.size, sizes.rows):
+                    for draws in slices(number, sizes.draws):
+                        for name, values in run(draws, rows).items():
+                            if name not in results:
+                                results[name] = accumulator(layout.shape(name, self.num_samples), values[0])
+                            part = slice(first + draws.start, first + draws.stop)
+                            results[name].add(part, layout.where(name, rows), *values)
+                        bar.update((draws.stop - draws.start) * (rows.stop - rows.start))
+        return {name: result.result() for name, result in results.items()}
+
+    def _check_rows(self, latents: Any, inputs: Inputs, layout: Layout, latent: set[str]) -> None:
+        """Where data come in parts, a datum's distribution must not depend on the others'."""
+        if latents is None or len(inputs.probes) == 1:
+            return
+        few, more = (self._locations(latents, slice(0, n), inputs, layout, latent) for n in inputs.probes)
+        for name, expected in few.items():
+            found = more[name]
+            for d, size in enumerate(expected.shape):
+                found = found.narrow(d, 0, size)
+            if not same_values(found, expected):
+                raise ValueError(
+                    f"site {name!r} has another distribution for a datum with other data beside it, so that data "
+                    "cannot be taken in parts: give data=() to take them whole"
+                )
+
+    def _locations(
+        self, latents: Any, rows: slice, inputs: Inputs, layout: Layout, latent: set[str]
+    ) -> dict[str, Tensor]:
+        """Where the distributions of one draw are."""
+        with forked_rng():
+            trace = self._trace(latents, slice(0, 1), inputs, rows, layout)
+        return {n: _location(site["fn"]) for n, site in sample_sites(trace) if n not in latent}
+
+    def _read(self, trace: Any, read: Callable, latent: set[str]) -> dict[str, tuple[Tensor, ...]]:
+        """What ``read`` finds at each site that is wanted."""
+        found = {}
+        known = [name for name, _ in sample_sites(trace)]
+        if not latent & set(known):
+            raise ValueError(f"none of the samples {sorted(latent)} is of the model, which has the sites {known}")
+        redrawn = latent if self.masks == "datum" else set()  # for each part of the data
+        for name in self.return_sites or ():
+            if name not in (*known, "_RETURN") or name in redrawn:
+                raise ValueError(
+                    f"return_sites names {name!r}, but the model has the sites {known}"
+                    + (f', of which masks="datum" has {sorted(redrawn)} anew for each part' if redrawn else "")
+                )
+        for name in self.return_sites or known:
+            site = trace.nodes[name]
+            hidden = not self.return_sites and name in latent and (name in redrawn or _is_weight(site))
+            values = None if hidden else read(name, site, name in latent)
+            if values is not None:
+                found[name] = values
+        if not found:
+            raise ValueError(
+                f"the model has nothing of what is asked for (return_sites={self.return_sites!r}): found the sites "
+                f"{known}; a log-likelihood needs the observations among the arguments"
+            )
+        return found
+
+    def _trace(self, latents: Any, draws: slice, inputs: Inputs, rows: slice, layout: Layout) -> Any:
+        """The model's trace of some draws on some data."""
+        args, kwargs = inputs.rows(rows)
+        number = draws.stop - draws.start
+        plate = pyro.plate(_PLATE, number, dim=-layout.nesting - 1)
+        if latents is None:
+            guide = DatumMasks()(plate(self.guide))
+            with torch.inference_mode(False), torch.no_grad():  # the guide keeps copies of its parameters
+                guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+            trace = poutine.trace(poutine.replay(plate(self.model), trace=guide_trace)).get_trace(*args, **kwargs)
+            data = {n: s for n, s in sample_sites(trace) if n not in guide_trace.nodes and not is_deterministic(s)}
+            sites = {n: {**s, "is_observed": True} for n, s in data.items()}
+            check_data_plates(sites, guide_trace, rows=None if sites else rows.stop - rows.start)
+            return trace
+        values = {
+            name: layout.latent(name, value[draws], rows, inputs, self.parallel) for name, value in latents.items()
+        }
+        if self.parallel:
+            return poutine.trace(poutine.condition(plate(self.model), data=values)).get_trace(*args, **kwargs)
+        values = {name: value[0] for name, value in values.items()}
+        return poutine.trace(poutine.condition(self.model, data=values)).get_trace(*args, **kwargs)
+
+    def _latent_names(self, inputs: Inputs) -> set[str]:
+        if self.guide is None:
+            return set(self.posterior_samples)
+        with forked_rng():  # on all data, as this may be the guide's first call
+            trace = poutine.trace(self.guide).get_trace(*inputs.args, **inputs.kwargs)
+        return {name for name, _ in sample_sites(trace)}
+
+    def _blocks(self, inputs: Inputs) -> Iterator[tuple[int, int, Any]]:
+        """Position, number and values of the draws that are kept at once: all, unless they need half the memory."""
+        if self.guide is None:
+            yield 0, self.num_samples, self.posterior_samples
+        elif self.masks == "datum":
+            yield 0, self.num_samples, None
+        else:
+            args, kwargs = inputs.args, inputs.kwargs
+
+            def draw(draws: slice, rows: slice) -> Any:
+                return self._draw_latents(draws.stop - draws.start, args, kwargs)
+
+            number = Sizes.within(self.max_memory // 2, draw, self.num_samples, inputs.whole(), "of the guide").draws
+            for draws in slices(self.num_samples, number):
+                yield draws.start, draws.stop - draws.start, draw(draws, slice(0))
+
+    def _draw_latents(self, number: int, args: Any, kwargs: Any) -> dict[str, Tensor]:
+        """Draws from the guide by site, ``[number, ...]``."""
+        with torch.no_grad(), poutine.block():
+            if not self.parallel:
+                runs = [poutine.trace(self.guide).get_trace(*args, **kwargs) for _ in range(number)]
+                names = [name for name, site in sample_sites(runs[0]) if not site["infer"].get("is_auxiliary")]
+                return {name: torch.stack([run.nodes[name]["value"] for run in runs]) for name in names}
+            with forked_rng():
+                one = poutine.trace(self.guide).get_trace(*args, **kwargs)
+            plate = pyro.plate(_PLATE, number, dim=-plate_nesting(one) - 1)
+            trace = poutine.trace(plate(self.guide)).get_trace(*args, **kwargs)
+            return {n: site["value"] for n, site in sample_sites(trace) if not site["infer"].get("is_auxiliary")}
+
+    @contextmanager
+    def _seeded(self) -> Iterator[None]:
+        if self.seed is None:
+            yield
+            return
+        with forked_rng():
+            torch.manual_seed(self.seed)
+            yield
+
+
+# What is read from a site: its name, the site, whether it is latent
+
+
+def _read_value(name: str, site: Any, latent: bool) -> tuple[Tensor]:
+    value = site["value"]
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} is no tensor, but {type(value).__name__}, and cannot be returned")
+    return (value.dense() if isinstance(value, MaskedWeight) else value,)
+
+
+def _read_moments(name: str, site: Any, latent: bool) -> tuple[Tensor, ...] | None:
+    if latent or isinstance(site.get("fn"), Unit):
+        return None
+    if name == "_RETURN" or is_deterministic(site):
+        (value,) = _read_value(name, site, latent)
+        value = value if value.is_floating_point() else value.to(torch.get_default_dtype())
+        return value, torch.zeros_like(value)
+    fn = site["fn"]
+    base = fn
+    while isinstance(base, Independent):
+        base = base.base_dist
+    if isinstance(base, Categorical):
+        return base.probs, base.probs * (1 - base.probs)
+    try:
+        return fn.mean, fn.variance
+    except NotImplementedError as error:
+        raise NotImplementedError(
+            f"site {name!r} has a {type(base).__name__}, which has no moments in closed form: name the other sites in "
+            "return_sites, or take moments of draws"
+        ) from error
+
+
+def _read_log_density(name: str, site: Any, latent: bool) -> tuple[Tensor, ...] | None:
+    if latent or name == "_RETURN" or not site["is_observed"] or is_deterministic(site) or isinstance(site["fn"], Unit):
+        return None
+    return (scale_and_mask(site["fn"].log_prob(site["value"]), 1.0, site["mask"]),)
+
+
+def _location(fn: Any) -> Tensor:
+    """What tells a distribution from one of the same family; of a deterministic site its value."""
+    base = fn
+    while isinstance(base, Independent):
+        base = base.base_dist
+    if isinstance(base, Categorical):
+        return base.logits[..., 0]
+    try:
+        return fn.mean
+    except NotImplementedError:
+        return torch.zeros(fn.batch_shape + fn.event_shape)
+
+
+def _is_weight(site: Any) -> bool:
+    """Of a network: a parameter of a ``BayesianModule``, or of two or more event dimensions."""
+    return "masked_units" in site["infer"] or site["fn"].event_dim >= 2
+
+
+def _copy(value: Tensor) -> Tensor:
+    """Not a view of a guide's parameter; point estimates, which are one for all draws, stay one."""
+    if isinstance(value, MaskedWeight):
+        return value  # guides make these of copies
+    value = value.detach()
+    return value[:1].clone().expand(value.shape) if value.stride(0) == 0 else value.clone()

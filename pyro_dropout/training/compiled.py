@@ -1,0 +1,320 @@
+"""SVI without Python in its steps: model, guide, loss and optimiser are traced once and compiled.
+
+After program in the chain randomness → graph → update → program → svi → replicates.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import torch
+from pyro.infer import SVI
+from pyro.infer.util import zero_grads
+from pyro.optim import PyroOptim
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+from pyro_dropout.weights.plates import find_nonfinite
+from pyro_dropout.training._steps.program import (
+    Program,
+    called_modules,
+    check,
+    drawn_by,
+    eager_gradients,
+    keys,
+    modules_of,
+    parameters_of,
+    step_program,
+    tensors_of,
+)
+from pyro_dropout.losses.elbo import TraceDropout_ELBO
+
+
+class CompiledSVI(SVI):
+    """``pyro.infer.SVI`` whose steps run as one compiled graph.
+
+    The first step with arguments of a shape is an eager one, with all checks. At the second the loss, its gradients
+    and the optimiser's update are traced: they run once more in Python and are written down as operations on tensors,
+    which are compiled. From then on a step is one call of the result. Masks and all other random numbers are drawn
+    anew at every step, from a key that PyTorch's generator gives: ``pyro.set_rng_seed`` makes runs repeatable.
+    Parameters and the optimiser's state are where they always are; guide, parameter store and checkpoints see no
+    difference.
+
+    What the trace saw holds until it is made again: for arguments of another shape, dtype or device, for other
+    arguments that are no tensors, for modules in another mode (``train``, ``eval``), for parameters, buffers or an
+    optimiser's state that are replaced. Other attributes of a model are taken as the trace saw them: what changes
+    between steps must be an argument or a buffer. Learning rates and α are taken care of. What cannot be traced, such
+    as a model that branches on values, runs eagerly, with a warning that says why. An optimiser that counts outside
+    of tensors (Pyro's ``ClippedAdam``), or whose learning rate must be a number and changes (SGD with a schedule),
+    runs beside compiled gradients.
+
+    :param model: a Pyro model.
+    :param guide: its guide.
+    :param optim: a ``PyroOptim``.
+    :param loss: a :class:`~pyro_dropout.TraceDropout_ELBO` (the default) or :class:`~pyro_dropout.RenyiDropout_ELBO`.
+    :param backend: ``"inductor"`` compiles; ``"eager"`` runs what was traced operation by operation, which starts
+        at once.
+    :param progress: print what was compiled, and how long it took.
+    :raises ValueError: a loss that is not of this package; at a step: a loss or a gradient that is not finite, with
+        parameters left as they were before that step.
+
+    Example::
+
+        >>> import pyro, pyro.distributions as dist
+        >>> from torch import nn
+        >>> from pyro_dropout import AutoConcreteDropout, BayesianModule
+        >>> net = BayesianModule(nn.Linear(3, 1))
+        >>> def model(x, y=None):
+        ...     mean = net(x).squeeze(-1)
+        ...     with pyro.plate("data", len(x)):
+        ...         return pyro.sample("obs", dist.Normal(mean, 1.0), obs=y)
+        >>> guide, adam = AutoConcreteDropout(model), pyro.optim.Adam({"lr": 0.01})
+        >>> svi = CompiledSVI(model, guide, adam, backend="eager", progress=False)
+        >>> svi.step(torch.zeros(5, 3), torch.zeros(5)) > 0
+        True
+        >>> svi.scan(torch.zeros(10, 5, 3), torch.zeros(10, 5)).shape  # ten steps
+        torch.Size([10])
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        guide: Callable,
+        optim: PyroOptim,
+        loss: TraceDropout_ELBO | None = None,
+        *,
+        backend: str = "inductor",
+        progress: bool = True,
+    ) -> None:
+        loss = TraceDropout_ELBO() if loss is None else loss
+        check("CompiledSVI", [loss], backend)
+        super().__init__(model, guide, optim, loss)
+        self.elbo, self.backend, self.progress = loss, backend, progress
+        self._plain = SVI(model, guide, optim, loss)
+        self.loss_and_grads = self._loss_and_grads
+        self._programs: dict[Any, Any] = {}
+        self._called: dict[nn.Module, None] = {}
+        self._modules: list[nn.Module] = []  # all that are known
+        self._has_gradients = False  # that loss_and_grads left for the next step
+        self._changed_options = 0
+        self._warned, self._said = False, dict[str, int]()
+
+    def step(self, *args: Any, **kwargs: Any) -> float:
+        """A step, and its estimate of the loss."""
+        kind = "gradients" if self._has_gradients else "step"
+        program, inputs = self._program(kind, args, kwargs)
+        if program is _FAILED and kind == "step":  # perhaps the update alone
+            kind = "gradients"
+            program, inputs = self._program(kind, args, kwargs)
+        if program is None:
+            loss, parameters = self._first(kind, args, kwargs)
+        elif program is _FAILED:
+            loss, parameters = self._plain.step(*args, **kwargs), []
+        else:
+            loss = self._finite(program, program(program.keys(1)[0], inputs), args, kwargs)
+            if program.update is not None:
+                return loss
+            program.accumulate()
+            parameters = list(program.parameters.values())
+        if parameters:
+            self.optim(parameters)
+            zero_grads(parameters)
+        self._has_gradients = False
+        return loss
+
+    def scan(self, *args: Any, **kwargs: Any) -> Tensor:
+        """One step for each entry of the first dimension of all tensors among the arguments; the losses, ``[steps]``.
+
+        Like ``lax.scan``: no step waits for the loss of the one before.
+
+        :raises ValueError: tensors that differ in their first dimension, or none; what :meth:`step` raises, with the
+            number of the step: parameters are those before it.
+        """
+        rows = _rows(args, kwargs)
+        losses: list[float] = []
+        for i, arguments in enumerate(rows):
+            program, _ = self._program("step", *arguments)
+            if isinstance(program, Program) and not self._has_gradients:
+                break
+            try:
+                losses.append(self.step(*arguments[0], **arguments[1]))  # the first one, or all
+            except ValueError as error:
+                raise ValueError(f"step {i} of {len(rows)}: {error}") from error
+        else:
+            return torch.tensor(losses, dtype=torch.float64)
+        inputs = list(zip(*(leaf.unbind() for leaf in tensors_of(args, kwargs)), strict=True))[len(losses) :]
+        called: list[Tensor] = []
+        for key, values in zip(program.keys(len(inputs)).unbind(), inputs, strict=True):
+            if called:  # before the first call _program does
+                program.refresh()
+            called.append(program(key, values))
+        results = torch.stack(called)
+        finite = results[:, 1].tolist()
+        if not all(finite):
+            failed = len(losses) + finite.index(0.0)
+            where = f"step {failed} of {len(rows)}: "
+            self._finite(program, results[failed - len(losses)], *rows[failed], where)
+        return torch.cat([torch.tensor(losses, dtype=torch.float64), results[:, 0].cpu().double()])
+
+    def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
+        """An estimate of the loss."""
+        program, inputs = self._program("loss", args, kwargs)
+        if program is None:
+            return self._first("loss", args, kwargs)[0]
+        if program is _FAILED:
+            return self._plain.evaluate_loss(*args, **kwargs)
+        return self._finite(program, program(program.keys(1)[0], inputs), args, kwargs)
+
+    def _loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        """An estimate of the loss, whose gradient is added to the parameters' ``grad``."""
+        if model is not self.model or guide is not self.guide:
+            return self.elbo.loss_and_grads(model, guide, *args, **kwargs)
+        self._has_gradients = True
+        program, inputs = self._program("gradients", args, kwargs)
+        if program is None:
+            return self._first("gradients", args, kwargs)[0]
+        if program is _FAILED:
+            return self.elbo.loss_and_grads(model, guide, *args, **kwargs)
+        loss = self._finite(program, program(program.keys(1)[0], inputs), args, kwargs)
+        program.accumulate()
+        return loss
+
+    def _first(self, kind: str, args: Any, kwargs: Any) -> tuple[float, list[Tensor]]:
+        """Eagerly, with all checks: the loss, and the parameters, which then have gradients."""
+        functions = (self.model, self.guide)
+        if not self._modules:
+            with called_modules(self._called):
+                self.elbo.set_up(*functions, *args, **kwargs)
+        before = torch.get_rng_state()
+        tensors = [p for m in modules_of(*functions, *self._called) for p in m.parameters()] + tensors_of(args, kwargs)
+        key = keys(1, tensors[0].device if tensors else None)[0]
+        outcome = _SEEN
+        with called_modules(self._called):
+            try:
+                result = self._eagerly(kind, key, args, kwargs)
+            except NotImplementedError as error:  # random numbers that are no function of a key
+                self._warn(f"the model or its guide cannot be traced ({_first_line(error)})")
+                outcome = _FAILED
+                torch.set_rng_state(before)
+                result = self._eagerly(kind, None, args, kwargs)
+        self._modules = modules_of(*functions, *self._called)
+        for also in {kind, "gradients"} if kind == "step" else {kind}:
+            self._programs[self._key(also, args, kwargs)[0]] = outcome
+        return result
+
+    def _eagerly(self, kind: str, key: Tensor | None, args: Any, kwargs: Any) -> tuple[float, list[Tensor]]:
+        if kind == "loss":
+            with torch.no_grad(), drawn_by(key):
+                return self.elbo.loss(self.model, self.guide, *args, **kwargs), []
+        loss, parameters = eager_gradients(self.model, self.guide, self.elbo, key, args, kwargs)
+        return loss, list(parameters)
+
+    def _finite(self, program: Program, result: Tensor, args: Any, kwargs: Any, where: str = "") -> float:
+        loss, finite = result.tolist()
+        if finite:
+            return loss
+        program.go_on()
+        what = "the loss is finite, but its gradient is not" if math.isfinite(loss) else f"the loss is {loss}"
+        culprit = find_nonfinite(self.model, self.guide, args, kwargs)
+        raise ValueError(f"{where}{f'{culprit}: ' if culprit else ''}{what}; parameters were not changed")
+
+    def _key(self, kind: str, args: Any, kwargs: Any) -> tuple[Any, list[Tensor]]:
+        """What a program is made for, and the tensors among the arguments."""
+        leaves: Any
+        spec: Any
+        flat = not kwargs and all(type(a) is Tensor for a in args)  # soon known
+        leaves, spec = (args, None) if flat else tree_flatten((args, kwargs))
+        inputs = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        kinds = tuple((leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+        return (kind, spec, kinds, tuple(module.training for module in self._modules)), inputs
+
+    def _program(self, kind: str, args: Any, kwargs: Any) -> tuple[Any, list[Tensor]]:
+        """What was compiled for such arguments, None if they are new, or that it cannot be; the tensors among them."""
+        key, inputs = self._key(kind, args, kwargs)
+        try:
+            program = self._programs.get(key)
+        except TypeError as error:
+            self._warn(f"an argument is neither a tensor nor can it be compared ({error})")
+            return _FAILED, inputs
+        if program is _SEEN:
+            program = self._programs[key] = self._build(kind, args, kwargs)
+        elif isinstance(program, Program) and not program.is_current():
+            self._changed_options += program.update is not None and not program.update.same_options()
+            program = None
+        if isinstance(program, Program):
+            program.refresh()
+        return program, inputs
+
+    def _build(self, kind: str, args: Any, kwargs: Any) -> Any:
+        start = time.perf_counter()
+        functions = (self.model, self.guide, self.elbo, args, kwargs)
+        modules = self._modules
+        if kind == "step" and self._changed_options > 2:
+            self._warn("the optimiser's options change, which are a part of what is compiled", "the update")
+            return _FAILED
+        try:
+            parameters = parameters_of(*functions, modules)
+            if kind == "step":
+                program = step_program(*functions, parameters=parameters, optim=self.optim, modules=modules)
+            else:
+                program = Program(*functions, parameters=parameters, gradients=kind != "loss", modules=modules)
+        except Exception as error:
+            reason, what = "the model or its guide", "everything"
+            if kind == "step":
+                with suppress(Exception):
+                    Program(*functions, parameters=parameters, modules=modules)
+                    reason, what = "the optimiser's update", "the update"
+            self._warn(f"{reason} cannot be traced ({_first_line(error)})", what)
+            return _FAILED
+        if self.backend == "inductor":
+            try:
+                program.compile()
+            except Exception as error:
+                self._warn(f"the compiler failed ({_first_line(error)})")
+                return _FAILED
+            self._say(kind, args, kwargs, time.perf_counter() - start)
+        return program
+
+    def _warn(self, reason: str, what: str = "everything") -> None:
+        if not self._warned:
+            warnings.warn(f"CompiledSVI runs {what} eagerly: {reason}", stacklevel=2)
+        self._warned = True
+
+    def _say(self, kind: str, args: Any, kwargs: Any, seconds: float) -> None:
+        """Once for each kind, and once that it can happen again."""
+        self._said[kind] = self._said.get(kind, 0) + 1
+        if self.progress and self._said[kind] <= 2:
+            again = " again; further times are not said" if self._said[kind] == 2 else ""
+            announce(f"CompiledSVI: compiled a {kind}", args, kwargs, seconds, again)
+
+
+_SEEN, _FAILED = "seen", "failed"  # the next will be compiled; cannot be
+
+
+def _rows(args: Any, kwargs: Any) -> list[tuple[Any, Any]]:
+    """The arguments of each step."""
+    leaves, spec = tree_flatten((args, kwargs))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    numbers = {len(t) if t.dim() else -1 for t in tensors}
+    if len(numbers) != 1 or numbers == {-1}:
+        shapes = ", ".join(str(tuple(t.shape)) for t in tensors) or "none"
+        raise ValueError(f"scan takes one step for each entry of its tensors' first dimension, but found {shapes}")
+    columns = [leaf.unbind() if isinstance(leaf, Tensor) else None for leaf in leaves]
+    return [
+        tree_unflatten([leaf if rows is None else rows[i] for leaf, rows in zip(leaves, columns, strict=True)], spec)
+        for i in range(numbers.pop())
+    ]
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+
+
+def announce(what: str, args: Any, kwargs: Any, seconds: float, more: str = "") -> None:
+    leaves = [tuple(leaf.shape) if isinstance(leaf, Tensor) else leaf for leaf in tree_leaves((args, kwargs))]
+    print(f"{what} for {', '.join(map(str, leaves))} in {seconds:.1f} s{more}")

@@ -1,0 +1,239 @@
+"""Masks, and the KL to a quantised prior against Monte Carlo, closed forms of the papers and quadrature."""
+
+import math
+
+import pyro.distributions as dist
+import pytest
+import torch
+from scipy import integrate
+from torch.distributions import kl_divergence
+
+from pyro_dropout.masks.distributions import BernoulliMask, ConcreteMask, MaskedDelta, quantised_cross_entropy
+from pyro_dropout.weights.weight import MaskedUnits, MaskedWeight
+from tests.support.scenarios import assert_same_mean, bernoulli_entropy
+
+F64 = torch.float64
+PRIORS = {
+    "Normal": lambda shape: dist.Normal(torch.tensor(0.0, dtype=F64), 0.7).expand(shape),
+    "Normal off zero": lambda shape: dist.Normal(torch.tensor(0.3, dtype=F64), 0.7).expand(shape),
+    "Normal per weight": lambda shape: dist.Normal(
+        torch.linspace(-1, 1, shape.numel(), dtype=F64).reshape(shape),
+        torch.linspace(0.5, 2, shape.numel(), dtype=F64).reshape(shape),
+    ),
+    "Laplace": lambda shape: dist.Laplace(torch.tensor(0.0, dtype=F64), 0.7).expand(shape),
+    "Student-t": lambda shape: dist.StudentT(3.0, torch.tensor(0.0, dtype=F64), 0.7).expand(shape),
+}
+RATES = {"shared": [0.3], "per unit": [0.1, 0.3, 0.6], "deterministic": [0.0], "mixed": [0.0, 0.3, 0.6]}
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("rates", RATES)
+@pytest.mark.parametrize("units", [MaskedUnits(), MaskedUnits(4), MaskedUnits(4, dim=0), MaskedUnits(4, groups=3)])
+def test_kl_matches_monte_carlo_for_any_factorised_prior(prior, rates, units):
+    """KL(q‖p) = E[log q(z) - log p(W)], the right side with dense weights and torch's own densities."""
+    rate = torch.tensor(RATES[rates], dtype=F64)
+    event = {2: (4, 3), 4: (3, 3, 2, 1) if units.groups == 1 else (3, 1, 2, 1)}[units.event_dim]
+    loc = torch.randn(event, dtype=F64)
+    p = PRIORS[prior](loc.shape)
+    mask = BernoulliMask(rate, units=units.count(event))
+    kl = (
+        quantised_cross_entropy(MaskedWeight(loc, torch.ones(mask.units, dtype=F64), mask.keep, units), p.to_event())
+        - mask.entropy()
+    )
+
+    n = 20_000
+    z = torch.bernoulli(mask.keep.expand(n, mask.units))
+    log_q = torch.where(z == 1, mask.keep.log(), mask.rate.log()).sum(-1)
+    shape = [n, *(1,) * len(event)]
+    shape[1 + units.dim if units.groups == 1 else 1] = (
+        mask.units
+    )  # one input channel for each output in the grouped case
+    w = loc * (z / mask.keep).reshape(shape)
+    assert_same_mean(log_q - p.log_prob(w).flatten(1).sum(-1), kl, standard_errors=4)
+
+
+def test_gradient_is_the_papers_regulariser_after_the_change_of_variables():
+    """CD eq. 3 with M = loc / keep: ``l²/2 · keep · ‖M‖²``, the same as ``l²/2 · ‖loc‖² / keep`` (PITFALLS 2)."""
+    lengthscale = 1.7
+    loc = torch.randn(5, 3, dtype=F64, requires_grad=True)
+    logits = torch.tensor([1.3], dtype=F64, requires_grad=True)
+    mask = BernoulliMask(logits=logits, units=3)
+    prior = dist.Normal(torch.tensor(0.0, dtype=F64), 1 / lengthscale).expand([5, 3]).to_event(2)
+    ours = quantised_cross_entropy(MaskedWeight(loc, torch.ones(3, dtype=F64), mask.keep), prior) - mask.entropy()
+    keep = logits.sigmoid()
+    unscaled = loc / keep
+    entropy = -keep * keep.log() - (1 - keep) * (1 - keep).log()
+    paper = lengthscale**2 / 2 * (keep * unscaled.square()).sum() - 3 * entropy.sum()
+    for a, b in zip(torch.autograd.grad(ours, (loc, logits)), torch.autograd.grad(paper, (loc, logits)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    constant = 15 * (0.5 * math.log(2 * math.pi) - math.log(lengthscale))
+    torch.testing.assert_close(ours - paper, torch.tensor(constant, dtype=F64))  # comparable across lengthscales
+
+
+def test_published_mistake_of_multiplying_inverted_weights_by_keep_fails():
+    loc = torch.ones(2, 3, dtype=F64)
+    weight = MaskedWeight(loc, torch.ones(3, dtype=F64), torch.tensor([0.5], dtype=F64))
+    prior = dist.Normal(torch.tensor(0.0, dtype=F64), 1.0).expand([2, 3]).to_event(2)
+    value = quantised_cross_entropy(weight, prior) - 6 * 0.5 * math.log(2 * math.pi)
+    assert value.item() == pytest.approx(6 / 0.5 / 2)
+    assert value.item() != pytest.approx(6 * 0.5 / 2)
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.9, 0.5, 0.01])
+def test_entropy_is_the_number_of_masked_units_times_the_binary_entropy(keep):
+    expected = 7 * bernoulli_entropy(keep)
+    assert BernoulliMask(1 - keep, units=7).entropy().item() == pytest.approx(expected, rel=1e-5)
+    assert ConcreteMask(1 - keep, units=7).entropy().item() == pytest.approx(expected, rel=1e-5)
+    if keep < 1:
+        logits = torch.tensor(math.log(keep / (1 - keep)), dtype=F64)
+        assert BernoulliMask(logits=logits, units=7).entropy().item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("mask", [BernoulliMask, ConcreteMask])
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_extreme_logits_stay_finite_in_value_and_gradient(mask, dtype):
+    logits = torch.tensor([40.0, -40.0, 20.0, -20.0, 0.0], dtype=dtype, requires_grad=True)
+    m = mask(logits=logits, units=5)
+    loc = torch.ones(2, 5, dtype=dtype, requires_grad=True)
+    z = m()
+    weight = MaskedWeight(loc, z, m.keep)
+    prior = dist.Normal(torch.tensor(0.0, dtype=dtype), 1.0).expand([2, 5]).to_event(2)
+    loss = quantised_cross_entropy(weight, prior) - m.entropy() + m.log_prob(z) + weight.dense().sum()
+    loss.backward()
+    assert bool(torch.isfinite(loss))
+    assert bool(torch.isfinite(logits.grad).all())
+    assert bool(torch.isfinite(loc.grad).all())
+    assert bool((m.rate > 0).all())
+
+
+def test_rate_zero_is_exact_and_deterministic():
+    mask = BernoulliMask(0.0, units=3)
+    assert mask().tolist() == [1.0, 1.0, 1.0]
+    assert mask.entropy().item() == 0
+    assert mask.log_prob(torch.ones(3)).item() == 0
+    assert mask.log_prob(torch.tensor([1.0, 0.0, 1.0])).item() == -math.inf
+    weight = MaskedWeight(torch.ones(1, 3), mask(), mask.keep)
+    gamma = dist.Gamma(2.0, 1.0).expand([1, 3]).to_event(2)  # density 0 at 0, where no weight lies
+    torch.testing.assert_close(quantised_cross_entropy(weight, gamma), -gamma.log_prob(torch.ones(1, 3)))
+
+
+@pytest.mark.parametrize(("temperature", "expected"), [(0.1, 0.9985), (2 / 3, 0.950)])
+def test_a_relaxed_mask_does_not_keep_the_mean(temperature, expected):
+    """PITFALLS 7, and by quadrature over u."""
+    mask = ConcreteMask(0.1, units=1, temperature=temperature)
+    z = mask.expand((200_000,))()
+    exact, _ = integrate.quad(lambda u: 1 / (1 + math.exp(-(math.log(9) + math.log(u / (1 - u))) / temperature)), 0, 1)
+    assert exact / 0.9 == pytest.approx(expected, abs=5e-4)
+    assert_same_mean(z.double(), torch.tensor([exact], dtype=F64))
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5, 1.0])
+def test_density_of_a_relaxed_mask_is_torchs(temperature):
+    logits = torch.tensor([1.2], dtype=F64)
+    mask = ConcreteMask(logits=logits, units=1, temperature=temperature)
+    z = torch.linspace(0.05, 0.95, 19, dtype=F64).unsqueeze(-1)
+    torchs = torch.distributions.RelaxedBernoulli(torch.tensor(temperature, dtype=F64), logits=logits)
+    torch.testing.assert_close(mask.log_prob(z), torchs.log_prob(z).squeeze(-1))
+
+
+def test_density_of_a_relaxed_mask_integrates_to_one():
+    mask = ConcreteMask(logits=torch.tensor([1.2], dtype=F64), units=1, temperature=0.7)
+
+    def density(y):  # of logit(z), which has no poles
+        z = torch.sigmoid(torch.tensor([y], dtype=F64))
+        return (mask.log_prob(z).exp() * z * (1 - z)).item()
+
+    total, _ = integrate.quad(density, -25, 25)
+    assert total == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_density_of_a_drawn_relaxed_mask_survives_rounding_to_zero_and_one(dtype):
+    """E[log q(z)] by quadrature over the logistic noise; at temperature 0.1 most draws round to 0 or 1."""
+    a, t = 1.2, 0.1
+    mask = ConcreteMask(logits=torch.tensor([a], dtype=dtype), units=1, temperature=t).expand((100_000,))
+    z = mask()
+    if dtype == torch.float32:
+        assert ((z == 0) | (z == 1)).float().mean() > 0.2
+
+    def log_logistic(noise):
+        return -abs(noise) - 2 * math.log1p(math.exp(-abs(noise)))
+
+    def log_density(noise):
+        y = (a + noise) / t
+        return math.log(t) + log_logistic(noise) + abs(y) + 2 * math.log1p(math.exp(-abs(y)))
+
+    exact, _ = integrate.quad(lambda n: math.exp(log_logistic(n)) * log_density(n), -40, 40, points=[-a], limit=400)
+    assert_same_mean(mask.log_prob(z).double(), torch.tensor(exact, dtype=F64))
+
+
+def test_relaxed_masks_follow_the_papers_formula_of_the_noise():
+    """CD eq. 5 writes the mask of dropped units; ours is one minus it."""
+    torch.manual_seed(3)
+    z = ConcreteMask(torch.tensor([0.2], dtype=F64), units=4, temperature=0.5)()
+    torch.manual_seed(3)
+    u = torch.rand(4, dtype=F64)
+    dropped = torch.sigmoid((math.log(0.2) - math.log(0.8) + (1 - u).log() - u.log()) / 0.5)
+    torch.testing.assert_close(z, 1 - dropped)
+
+
+def test_hard_masks_are_reparametrised_only_at_fixed_rates():
+    assert BernoulliMask(0.3, units=2).has_rsample
+    assert not BernoulliMask(logits=torch.zeros(1, requires_grad=True), units=2).has_rsample
+
+
+def test_what_torch_is_offered_is_the_cross_entropy_alone():
+    loc, keep = torch.randn(4, 3, dtype=F64), torch.tensor([0.6], dtype=F64)
+    weight = MaskedWeight(loc, torch.ones(5, 1, 3, dtype=F64), keep)
+    prior = dist.Laplace(torch.tensor(0.0, dtype=F64), 1.0).expand([4, 3]).to_event(2)
+    kl = kl_divergence(MaskedDelta(weight), prior)
+    expected = -(0.6 * prior.log_prob(loc / 0.6) + 0.4 * prior.log_prob(torch.zeros(4, 3, dtype=F64)))
+    assert kl.shape == (5, 1)
+    torch.testing.assert_close(kl, expected.expand(5, 1))
+
+
+def test_masked_delta_is_a_point_mass():
+    weight = MaskedWeight(torch.randn(4, 3), torch.tensor([[1.0, 0.0, 1.0], [1.0, 1.0, 1.0]]), torch.tensor([0.6]))
+    delta = MaskedDelta(weight)
+    assert delta.batch_shape == (2,)
+    assert delta.event_shape == (4, 3)
+    assert delta().loc is weight.loc
+    assert delta.log_prob(weight).tolist() == [0, 0]
+    assert delta.log_prob(weight.dense()).tolist() == [0, 0]
+    assert delta.log_prob(torch.zeros(4, 3)).tolist() == [-math.inf, -math.inf]
+    assert delta.expand((5, 2))().shape == (5, 2, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: BernoulliMask(1.0, units=3), r"rate is the probability of dropping.*\[0, 1\).*found 1.0"),
+        (lambda: BernoulliMask(-0.1, units=3), r"\[0, 1\).*found -0.1"),
+        (lambda: BernoulliMask(float("nan"), units=3), r"\[0, 1\).*found nan"),
+        (lambda: ConcreteMask(torch.tensor([0.1, 0.2]), units=3), r"3 units takes one rate or 3.*\(2,\)"),
+        (lambda: ConcreteMask(0.1, units=3, temperature=0.0), r"temperature must be positive, but found 0.0"),
+        (lambda: BernoulliMask(units=3), "either rate.*or logits"),
+    ],
+)
+def test_wrong_masks_say_what_was_found(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("prior", "message"),
+    [
+        (dist.Gamma(0.5, 1.0).expand([2, 3]).to_event(2), r"'w' \(Gamma\) has density 0 or infinity at 0"),
+        (dist.Gamma(2.0, 1.0).expand([2, 3]).to_event(2), r"'w' \(Gamma\) has density 0 or infinity at 0"),
+        (dist.LogNormal(0.0, 1.0).expand([2, 3]).to_event(2), r"'w' \(LogNormal\) has density 0 or infinity at 0"),
+        (dist.Exponential(1.0).expand([2, 3]).to_event(2), r"'w': the prior has no density at loc / keep"),
+        (
+            dist.MultivariateNormal(torch.zeros(3), torch.eye(3)).expand([2]).to_event(1),
+            r"'w' is MultivariateNormal, which has no density per weight.*poutine.block",
+        ),
+    ],
+)
+def test_priors_without_a_finite_density_at_zero_raise(prior, message):
+    weight = MaskedWeight(-torch.ones(2, 3), torch.ones(3), torch.tensor([0.5]), site="w")
+    with pytest.raises(ValueError, match=message):
+        quantised_cross_entropy(weight, prior)
