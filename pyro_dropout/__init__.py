@@ -1,20 +1,21 @@
-"""Dropout as an inference method in Pyro."""
+"""Dropout as an inference method in Pyro.
+
+A mask is drawn (``masks``), a weight wears it (``weights``); a network is made of such weights (``nn``), a guide
+samples them (``guides``), a loss scores them (``losses``), draws predict (``prediction``); steps train (``training``),
+others take them in and out (``interop``); numbers judge (``metrics``). ``entropic`` takes dropout as a constraint
+instead.
+"""
 
 from importlib.metadata import version
 
-from pyro_dropout.interop.arviz import from_pyro_svi
-from pyro_dropout.training.checkpoint import load_checkpoint, save_checkpoint
-from pyro_dropout.training import CompiledSVI, ReplicatedSVI
-from pyro_dropout.interop.from_torch import from_torch, to_torch
-from pyro_dropout.masks.distributions import Mask
-from pyro_dropout.masks.estimators import ARM, DisARM, GradientEstimator, Reinforce
-from pyro_dropout.guides.base import AutoBernoulliDropout, AutoConcreteDropout, DropoutGuide
-from pyro_dropout.guides.initialization import init_to_module
-from pyro_dropout.losses.elbo import TraceDropout_ELBO
-from pyro_dropout.nn.module import BayesianModule
-from pyro_dropout.prediction.predictive import DropoutPredictive
-from pyro_dropout.losses.renyi import RenyiDropout_ELBO
-from pyro_dropout.weights.weight import MaskedUnits
+from pyro_dropout.guides import AutoBernoulliDropout, AutoConcreteDropout, DropoutGuide, init_to_module
+from pyro_dropout.interop import from_pyro_svi, from_torch, to_torch
+from pyro_dropout.losses import RenyiDropout_ELBO, TraceDropout_ELBO
+from pyro_dropout.masks import ARM, DisARM, GradientEstimator, Mask, Reinforce
+from pyro_dropout.nn import BayesianModule
+from pyro_dropout.prediction import DropoutPredictive
+from pyro_dropout.training import CompiledSVI, ReplicatedSVI, load_checkpoint, save_checkpoint
+from pyro_dropout.weights import MaskedUnits
 
 __version__ = version("pyro-dropout")
 

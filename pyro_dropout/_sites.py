@@ -1,15 +1,12 @@
-"""What several files ask of Pyro's traces, of random numbers and of modules."""
+"""What a Pyro trace says about a model: its sites, the plates around them, which of them are a network's weights."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import torch
 from pyro.poutine.util import site_is_subsample
-from torch import Tensor, nn
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.distributions import Independent
 
 
 def sample_sites(trace: Any) -> Iterator[tuple[str, Any]]:
@@ -23,44 +20,34 @@ def is_deterministic(site: Any) -> bool:
     return bool(site["infer"].get("_deterministic"))
 
 
+def plate_depth(site: Any) -> int:
+    """Number of dimensions that the plates around a site take."""
+    return max((-frame.dim for frame in site.get("cond_indep_stack", ()) if frame.vectorized), default=0)
+
+
 def plate_nesting(trace: Any) -> int:
     """Number of dimensions that the trace's plates take."""
-    return -min((f.dim for _, s in sample_sites(trace) for f in s["cond_indep_stack"] if f.vectorized), default=0)
+    return max((plate_depth(site) for _, site in sample_sites(trace)), default=0)
 
 
-def is_traced() -> bool:
-    """Whether operations are being written down, for values that are not known yet."""
-    return get_proxy_mode() is not None
+def elementwise(fn: Any) -> Any:
+    """The distribution of single entries: without what ``.to_event`` put around it."""
+    while isinstance(fn, Independent):
+        fn = fn.base_dist
+    return fn
 
 
-def holds(condition: Tensor, unknown: bool) -> bool:
-    """Whether all of a condition is true, or what is to be taken for it where values are not known."""
-    return unknown if is_traced() else bool(condition.all())
+def is_of_network(site: Any) -> bool:
+    """Whether a latent site is a network's: a parameter of a ``BayesianModule``, or of two or more event dimensions."""
+    return "masked_units" in site["infer"] or getattr(site["fn"], "event_dim", 0) >= 2
 
 
-@contextmanager
-def forked_rng() -> Iterator[None]:
-    """Random numbers that are drawn inside leave those outside as they are."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        yield
-
-
-@contextmanager
-def evaluation_mode() -> Iterator[None]:
-    """Every module that is called inside is in evaluation mode, wherever the model keeps it."""
-    changed: list[nn.Module] = []
-
-    def switch(module: nn.Module, _: Any) -> None:
-        if module.training:
-            for part in module.modules():
-                if part.training:
-                    part.training = False
-                    changed.append(part)
-
-    hook = nn.modules.module.register_module_forward_pre_hook(switch)
-    try:
-        yield
-    finally:
-        hook.remove()
-        for part in changed:
-            part.training = True
+def is_weight(site: Any) -> bool:
+    """Whether a dropout guide may mask a site: a network's latent with units, which a bias or a scale has not."""
+    return (
+        site["type"] == "sample"
+        and not site["is_observed"]
+        and not site_is_subsample(site)
+        and getattr(site["fn"], "event_dim", 0) >= 2
+        and site["infer"].get("masked_units", True) is not None  # None: BayesianModule knows that it has no units
+    )

@@ -1,27 +1,37 @@
-"""Distributions of masks and of masked weights, and the KL to a quantised prior.
-
-Second in the chain weight → distributions → guides → losses.
-"""
+"""Distributions of masks: hard (Bernoulli) and relaxed (Concrete), over the units of a weight."""
 
 from __future__ import annotations
 
 import math
 from typing import Any, ClassVar
 
-import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import constraints, register_kl
+from torch.distributions import constraints
 from torch.distributions.utils import lazy_property
-
-from pyro_dropout._sites import holds, is_traced
-from pyro_dropout.weights.weight import MaskedUnits, MaskedWeight
 
 
 class Mask(TorchDistribution):
-    """A mask over the units of a weight: independent entries, ``units`` the one event dimension."""
+    """A mask over the units of a weight: independent entries, ``units`` the one event dimension.
+
+    The base class of masks. A subclass says how a mask is drawn: ``rsample`` where the rates' gradient goes through
+    the draw, ``sample`` and ``learned`` where it does not, ``log_prob``, ``icdf``. Rate, keep, logits and the entropy
+    of the binary mask, which every loss takes, are common to all.
+
+    :param rate: probability of dropping a unit, in [0, 1): a number, ``[*batch, 1]`` or ``[*batch, units]``.
+    :param logits: instead of ``rate``, the log-odds of *keeping* a unit.
+    :param units: number of masked units.
+    :param validate_args: check rates and shapes.
+    :raises ValueError: a rate outside [0, 1), or of a wrong shape; both of rate and logits, or neither.
+
+    Example::
+
+        >>> mask = BernoulliMask(rate=0.5, units=3)
+        >>> isinstance(mask, Mask), mask.event_shape, mask.entropy()  # 3 log 2
+        (True, torch.Size([3]), tensor(2.0794))
+    """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}  # __init__ checks, and says what a rate is
 
@@ -45,6 +55,11 @@ class Mask(TorchDistribution):
         super().__init__(given.shape[:-1], torch.Size((units,)), validate_args=False)
 
     @property
+    def learned(self) -> bool:
+        """Whether a loss must estimate the gradient of the rates: of hard masks that a parameter stands behind."""
+        return False
+
+    @property
     def _given(self) -> Tensor:
         return self.rate if self._logits is None else self._logits
 
@@ -65,7 +80,7 @@ class Mask(TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         new = self._get_checked_instance(Mask, _instance) if _instance is not None else object.__new__(type(self))
-        new.__dict__.update({k: v for k, v in self.__dict__.items() if not k.startswith("_cached")})
+        new.__dict__.update(self.__dict__)
         new._batch_shape = torch.Size(batch_shape)
         return new
 
@@ -147,6 +162,10 @@ class ConcreteMask(Mask):
     with *a* the log-odds of keeping and *t* the temperature. A relaxed mask does not keep the mean: at rate 0.1
     ``E[z] / keep`` is 0.9985 at temperature 0.1 and 0.950 at 2/3.
 
+    A draw close to 0 or 1 rounds to it, where the density is infinite. So the distribution remembers its last draw
+    before rounding, and ``log_prob`` of that very tensor is exact; of any other tensor it takes the entries as they
+    are, no closer to 0 and 1 than their type can say.
+
     :param rate: probability of dropping a unit, in [0, 1). (CD's p is this rate; its eq. 5 writes the mask of
         *dropped* units, ours is one minus it.)
     :param logits: instead of ``rate``, the log-odds of keeping.
@@ -201,157 +220,3 @@ class ConcreteMask(Mask):
 
     def icdf(self, q: Tensor) -> Tensor:
         return torch.sigmoid((self.logits + torch.logit(q)) / self.temperature)
-
-
-class MaskedDelta(TorchDistribution):
-    """The point mass at one masked weight: what a guide samples a weight site from, given its mask.
-
-    :param weight: a :class:`~pyro_dropout.weights.weight.MaskedWeight`.
-    :param relaxed: whether its mask is relaxed.
-
-    Example::
-
-        >>> w = MaskedWeight(torch.ones(2, 3), torch.ones(3), keep=torch.tensor([0.9]))
-        >>> MaskedDelta(w)() is w
-        True
-    """
-
-    arg_constraints: ClassVar[dict[str, Any]] = {}
-    has_rsample = True
-
-    def __init__(self, weight: MaskedWeight, relaxed: bool = False) -> None:
-        self.weight, self.relaxed = weight, relaxed
-        super().__init__(weight.batch_shape, weight.event_shape, validate_args=False)
-
-    @property
-    def support(self) -> Any:
-        return constraints.independent(constraints.real, len(self.event_shape))
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> MaskedDelta:
-        weight: Any = self.weight.expand(*batch_shape, *self.event_shape)
-        return MaskedDelta(weight, self.relaxed)
-
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
-        return self.weight.expand(*sample_shape, *self.weight.shape)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        if isinstance(value, MaskedWeight) and value.loc is self.weight.loc and value.mask is self.weight.mask:
-            return self.weight.loc.new_zeros(self.batch_shape)
-        equal = (value == self.weight).flatten(-len(self.event_shape)).all(-1)
-        return equal.to(self.weight.dtype).log()
-
-
-def quantised_cross_entropy(weight: MaskedWeight, prior: TorchDistribution) -> Tensor:
-    r"""Cross-entropy of a dropout posterior to a factorised prior, ``[*batch]`` in nats:
-
-    .. math:: -\sum_{w} \bigl[\mathrm{keep} \log p(\mathrm{loc} / \mathrm{keep}) + \mathrm{rate} \log p(0)\bigr]
-
-    exact because a weight takes two values. With the entropy of the mask it is the KL to the quantised prior,
-    CD eq. 3 and LBD section 2.2 with the density's constant kept. For ``Normal(0, 1/l)`` it is
-    ``l²/2 Σ loc²/keep`` plus the normaliser: ``lengthscale`` l is the square root of a prior *precision*
-    (l = 1e-4 means a standard deviation of 1e4).
-
-    :param weight: the masked weight; its mask plays no part.
-    :param prior: a distribution over the whole weight with an elementwise density, such as
-        ``Laplace(0., 1.).expand(shape).to_event()``.
-    :raises ValueError: the prior does not factorise over weights, or its density at 0 is 0 or infinite.
-
-    Example::
-
-        >>> w = MaskedWeight(torch.ones(1, 2), torch.ones(2), keep=torch.tensor([0.5]))
-        >>> prior = dist.Normal(0.0, 1.0).expand([1, 2]).to_event(2)
-        >>> quantised_cross_entropy(w, prior)  # 2 · (½ · 1 / 0.5 + ½ log 2π)
-        tensor(3.8379)
-    """
-    total = _normal(weight.loc, weight.keep, weight.units, prior)
-    total = _elementwise(weight, prior) if total is None else total
-    if total.shape == weight.batch_shape:
-        return total
-    return total.expand(torch.broadcast_shapes(total.shape, weight.batch_shape))
-
-
-def point_cross_entropy(value: Tensor, prior: TorchDistribution) -> Tensor:
-    """``-log p(value)``: what a point estimate pays, which is the case ``keep = 1`` of the formula above."""
-    total = _normal(value, None, MaskedUnits(prior.event_dim), prior)
-    return -prior.log_prob(value) if total is None else total
-
-
-def _elementwise(weight: MaskedWeight, prior: TorchDistribution) -> Tensor:
-    base = _per_weight(prior)
-    if base.event_shape:
-        raise ValueError(
-            f"the prior of site {weight.site!r} is {type(base).__name__}, which has no density per weight; "
-            "a dropout guide needs a factorised prior (Normal, Laplace, StudentT, ... with .to_event), "
-            "or hide the site with poutine.block and give it another guide"
-        )
-    keep = weight.units.spread(weight.keep, weight.event_shape)
-    zero = weight.loc.new_zeros(())
-    log_p0 = zero
-    if not holds(weight.keep == 1, unknown=False):
-        log_p0 = base.log_prob(zero) if holds(base.support.check(zero), unknown=True) else zero.log()
-        if not holds(torch.isfinite(log_p0), unknown=True):
-            raise ValueError(
-                f"the prior of site {weight.site!r} ({type(base).__name__}) has density 0 or infinity at 0, where "
-                "dropped weights lie; choose a prior with a finite density there, or rate 0 for this site"
-            )
-        log_p0 = (1 - keep) * log_p0
-    try:
-        log_p = keep * base.log_prob(weight.loc / keep) + log_p0
-    except ValueError as error:
-        raise ValueError(f"site {weight.site!r}: the prior has no density at loc / keep: {error}") from error
-    return -log_p.flatten(-weight.units.event_dim).sum(-1)
-
-
-def _normal(loc: Tensor, keep: Tensor | None, units: MaskedUnits, prior: TorchDistribution) -> Tensor | None:
-    """The same sum for one Normal over all weights, from ``Σ E[w] = Σ loc`` and ``Σ E[w²] = Σ loc² / keep``."""
-    base = _per_weight(prior)
-    if type(base) is not dist.Normal:
-        return None
-    mean, scale = _constant(base.loc), _constant(base.scale)
-    if mean is None or scale is None:
-        return None
-    event_shape = loc.shape[loc.dim() - units.event_dim :]
-    n = event_shape.numel()
-    flat = loc if units.event_dim == 1 else loc.flatten(-units.event_dim) if units.event_dim else loc.unsqueeze(-1)
-    if keep is None or keep.shape[-1] == 1:
-        square = torch.linalg.vecdot(flat, flat)
-        square = square if keep is None else square / (keep[0] if keep.dim() == 1 else keep.squeeze(-1))
-    elif units.groups == 1:
-        per_unit = loc.movedim(units.dim - units.event_dim, -units.event_dim).flatten(1 - units.event_dim)
-        square = (torch.linalg.vecdot(per_unit, per_unit) / keep).sum(-1)
-    else:
-        square = (loc.square() / units.spread(keep, event_shape)).flatten(-units.event_dim).sum(-1)
-    if isinstance(mean, Tensor) or mean != 0:
-        square = square - 2 * mean * flat.sum(-1) + n * mean**2
-    log_scale = scale.log() if isinstance(scale, Tensor) else math.log(scale)
-    return square * (0.5 / scale**2) + n * (log_scale + 0.5 * math.log(2 * math.pi))
-
-
-def _per_weight(prior: Any) -> Any:
-    while isinstance(prior, torch.distributions.Independent):
-        prior = prior.base_dist
-    return prior
-
-
-def _constant(t: Tensor) -> float | Tensor | None:
-    """The number that a tensor was expanded from, if that is what it is and nothing learns it."""
-    if t.requires_grad or any(stride != 0 and size != 1 for stride, size in zip(t.stride(), t.shape, strict=True)):
-        return None
-    number = t[(0,) * t.dim()]
-    return number if is_traced() else number.item()
-
-
-@register_kl(MaskedDelta, torch.distributions.Distribution)
-def _kl_masked_delta(q: MaskedDelta, p: TorchDistribution) -> Tensor:
-    """For stock ``TraceMeanField_ELBO``, which counts the mask's own log-density: the cross-entropy alone."""
-    if q.relaxed:
-        raise ValueError(
-            f"site {q.weight.site!r} has relaxed masks: a stock loss would add the density of the relaxed mask "
-            "to the cross-entropy of the binary one, which is the KL of neither; use TraceDropout_ELBO"
-        )
-    if q.weight.keep.requires_grad:
-        raise ValueError(
-            f"site {q.weight.site!r} has hard masks with learned rates: TraceMeanField_ELBO would take only a part of "
-            "the rates' gradient; use TraceDropout_ELBO, Trace_ELBO or TraceGraph_ELBO"
-        )
-    return quantised_cross_entropy(q.weight, p)

@@ -1,7 +1,6 @@
 """How the rates of hard masks learn: a joint draw of a few masks, and a rule that makes a gradient of their losses.
 
-Between distributions and losses in the chain weight → distributions → guides → losses. A further estimator is one
-more class here, or in a user's own code.
+A further estimator is one more class here, or in a user's own code.
 """
 
 from __future__ import annotations
@@ -23,6 +22,17 @@ class GradientEstimator(ABC):
     A loss draws ``members`` masks jointly with :meth:`sample`, evaluates them in one vectorised pass, and hands what
     each entry of the mask could have changed (the losses of its own datum, where masks are per datum) to
     :meth:`surrogate`. All other parameters learn from the same pass.
+
+    Example, one's own (the score function, of one mask alone)::
+
+        >>> class Score(GradientEstimator):
+        ...     members = 1
+        ...     def sample(self, mask, shape):
+        ...         return mask.expand(shape)((1,)), None
+        ...     def surrogate(self, losses, mask, z, noise):
+        ...         return (losses.detach() * mask.log_prob(z)).sum()
+        >>> Score().weights
+        (1.0,)
     """
 
     @property

@@ -1,7 +1,4 @@
-"""How a loss draws masks: one per datum instead of one per draw, several at once where rates are learned.
-
-Between guides and losses in the chain weight → distributions → guides → losses.
-"""
+"""How a loss draws masks: one per datum instead of one per draw, several at once where rates are learned."""
 
 from __future__ import annotations
 
@@ -11,9 +8,9 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_dropout.masks.distributions import BernoulliMask, ConcreteMask
+from pyro_dropout.masks.datum import DatumMask
+from pyro_dropout.masks.distributions import Mask
 from pyro_dropout.masks.estimators import GradientEstimator
-from pyro_dropout.weights.weight import DatumMask
 
 
 class DatumMasks(Messenger):
@@ -33,15 +30,23 @@ class DatumMasks(Messenger):
     """
 
     def _pyro_sample(self, msg: Any) -> None:
-        if isinstance(msg["fn"], BernoulliMask | ConcreteMask | MemberMask) and msg["value"] is None:
+        if isinstance(msg["fn"], Mask) and msg["value"] is None:
             msg["value"] = DatumMask(msg["fn"])
             msg["done"] = True
 
 
-class Draw(NamedTuple):
-    """A joint draw of an estimator's members: ``z`` has shape ``[members, *shape, units]``."""
+class JointDraw(NamedTuple):
+    """One draw of all members of an estimator: ``z`` has shape ``[members, *shape, units]``.
 
-    mask: BernoulliMask
+    Example::
+
+        >>> from pyro_dropout.masks import ARM, BernoulliMask
+        >>> mask = BernoulliMask(logits=torch.zeros(1, requires_grad=True), units=2)
+        >>> JointDraw(mask, *ARM().sample(mask, torch.Size([5]))).z.shape
+        torch.Size([2, 5, 2])
+    """
+
+    mask: Mask
     z: Tensor
     noise: Any
 
@@ -52,18 +57,29 @@ class Members(Messenger):
     Masks that are not learned are the same for all members, as every other latent is: members differ in what is to
     be learned alone.
 
-    :param estimator: a :class:`~pyro_dropout.masks.estimators.GradientEstimator`.
+    :param estimator: a :class:`~pyro_dropout.GradientEstimator`.
     :param max_plate_nesting: number of plate dimensions, those of the particles included.
+
+    Example::
+
+        >>> from torch import nn
+        >>> from pyro_dropout import AutoBernoulliDropout, BayesianModule, DisARM
+        >>> model = BayesianModule(nn.Linear(3, 1))
+        >>> guide = AutoBernoulliDropout(model, rate=0.5, learnable=True)
+        >>> with Members(DisARM(), max_plate_nesting=1) as members:
+        ...     weight = guide(torch.zeros(8, 3))["weight"]
+        >>> weight.mask.shape, len(members.draws)
+        (torch.Size([2, 1, 3]), 1)
     """
 
     def __init__(self, estimator: GradientEstimator, max_plate_nesting: int) -> None:
         super().__init__()
         self.estimator, self.max_plate_nesting = estimator, max_plate_nesting
-        self.draws: list[Draw] = []
+        self.draws: list[JointDraw] = []
 
     def _pyro_sample(self, msg: Any) -> None:
         fn = msg["fn"]
-        if isinstance(fn, BernoulliMask | ConcreteMask) and msg["value"] is None:
+        if isinstance(fn, Mask) and msg["value"] is None:
             pad = self.max_plate_nesting - len(fn.batch_shape)
             if pad < 0:
                 raise ValueError(
@@ -74,41 +90,57 @@ class Members(Messenger):
             msg["fn"] = MemberMask(fn, self.estimator, plates, self.draws)
 
 
-class MemberMask:
-    """A mask distribution that draws all members of an estimator at once: ``[members, *plates, units]``."""
+class MemberMask(Mask):
+    """A mask distribution that draws all members of an estimator at once: ``[members, *plates, units]``.
 
-    has_rsample, event_dim = True, 1
-    event_shape: torch.Size
+    :param mask: the distribution of one member.
+    :param estimator: draws them jointly, if the mask's rates are learned.
+    :param batch_shape: members and plates.
+    :param draws: gets what is drawn.
+
+    Example::
+
+        >>> from pyro_dropout.masks import ARM, BernoulliMask
+        >>> mask = BernoulliMask(logits=torch.zeros(1, requires_grad=True), units=3)
+        >>> draws = []
+        >>> MemberMask(mask, ARM(), torch.Size([2, 1]), draws)().shape, len(draws)
+        (torch.Size([2, 1, 3]), 1)
+    """
+
+    has_rsample = True  # for Pyro's checks: what gradient there is, the estimator makes
 
     def __init__(
-        self,
-        mask: BernoulliMask | ConcreteMask,
-        estimator: GradientEstimator,
-        plates: torch.Size,
-        draws: list[Draw],
-        batch_shape: torch.Size | None = None,
+        self, mask: Mask, estimator: GradientEstimator, batch_shape: torch.Size, draws: list[JointDraw]
     ) -> None:
-        self.mask, self.estimator, self.plates, self.draws = mask, estimator, plates, draws
-        self.batch_shape = plates if batch_shape is None else batch_shape
-        self.event_shape = mask.event_shape
+        self.mask, self.estimator, self.draws, self.units = mask, estimator, draws, mask.units
+        self._batch_shape, self._event_shape = torch.Size(batch_shape), mask.event_shape
 
-    def expand(self, batch_shape: tuple[int, ...]) -> MemberMask:
-        return MemberMask(self.mask, self.estimator, self.plates, self.draws, torch.Size(batch_shape))
+    def expand(self, batch_shape: Any, _instance: Any = None) -> MemberMask:
+        return MemberMask(self.mask, self.estimator, batch_shape, self.draws)
+
+    @property
+    def rate(self) -> Tensor:
+        return self.mask.rate
+
+    @property
+    def keep(self) -> Tensor:
+        return self.mask.keep
+
+    @property
+    def logits(self) -> Tensor:
+        return self.mask.logits
 
     @property
     def learned(self) -> bool:
-        return isinstance(self.mask, BernoulliMask) and self.mask.learned
+        return self.mask.learned
 
     def entropy(self) -> Tensor:
         return self.mask.entropy()
 
-    def __call__(self) -> Tensor:
-        shape, outer = self.batch_shape, self.plates[:-1]
-        if shape[: len(outer)] != outer and shape[:1] == (outer.numel(),):
-            shape = outer + shape[1:]  # BayesianModule ran the plates' networks in turn, and flattened them
-        if isinstance(self.mask, BernoulliMask) and self.learned:
-            z, noise = self.estimator.sample(self.mask, shape[1:])
-            self.draws.append(Draw(self.mask, z, noise))
-        else:
-            z = self.mask.expand(shape[1:])().expand(*shape, self.mask.units)
-        return z.reshape(*self.batch_shape, self.mask.units)
+    def __call__(self, sample_shape: Any = torch.Size()) -> Tensor:
+        members, *shape = self.batch_shape
+        if not self.learned:
+            return self.mask.expand(torch.Size(shape))().expand(members, *shape, self.units)
+        z, noise = self.estimator.sample(self.mask, torch.Size(shape))
+        self.draws.append(JointDraw(self.mask, z, noise))
+        return z

@@ -1,64 +1,52 @@
-"""Layers with a masked weight: the input is masked, ``loc`` is used as it is.
-
-Below the chain weight → distributions → guides → losses: the weight calls these for its operations. ``weight`` is
-always a :class:`~pyro_dropout.weights.weight.MaskedWeight`; a layer that cannot mask its input returns NotImplemented, and
-gets the dense weight.
-"""
+"""Linear layers with a masked weight: the input is masked, ``loc`` is used as it is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_dropout._sites import is_traced
+import pyro_dropout._settings as settings
+from pyro_dropout._values import drop_equal, is_traced
+from pyro_dropout.weights._bias import fused_or_added, with_bias
+from pyro_dropout.weights.units import MaskedUnits
+from pyro_dropout.weights.weight import MaskedWeight, implements
 
-_LARGE, _ROWS, _DROPPED = 2**18, 256, 0.3  # weights, data, and share of units: where kept units are taken out
-
-
-def drop_equal(t: Tensor, event_dim: int) -> Tensor:
-    """Drops batch dimensions along which all entries are the same memory (size 1, or expanded)."""
-    for d in range(t.dim() - event_dim):
-        if t.shape[d] > 1 and t.stride(d) != 0:
-            return t
-    return t[(0,) * (t.dim() - event_dim)] if t.dim() > event_dim else t
+_LARGE, _ROWS = 2**18, 256  # weights and data of a layer from which on taking kept units out may pay
 
 
+@implements(F.linear)
 def _linear(input: Tensor, weight: Any, bias: Tensor | None = None) -> Any:
-    if weight.units != (2, 1, 1):  # event_dim, dim, groups
+    if not isinstance(weight, MaskedWeight) or weight.units != MaskedUnits():
         return NotImplemented
     if _in_draws(input, weight):
         if _few_kept(weight):
             return _linear_of_kept(input, weight, bias)
-        if weight.lead[1] > weight.loc.shape[0]:
+        if weight.merged[1] > weight.loc.shape[0]:
             return _linear_by_draw(input, weight, bias)
     x = weight.mask_input(input)
-    batch = x.shape[:-1]
+    batch, dims = x.shape[:-1], weight.dims
     loc = drop_equal(weight.loc, 2)
-    bias = None if bias is None else drop_equal(bias, 1)
+    fused, added = fused_or_added(bias)
     if loc.dim() == 2:
-        fused = bias if bias is None or bias.dim() == 1 else None
         out = F.linear(x, loc, fused)
     else:
-        fused = None
-        loc = weight.align(loc, batch, event_dim=2)
+        loc = dims.align(loc, batch, event_dim=2)  # [*plates, 1, out, in], or without the place of the data in x
         out = x @ loc.squeeze(-3).mT if loc.shape[-3] == 1 else (x.unsqueeze(-2) @ loc.mT).squeeze(-2)
-    if bias is not fused:
-        out = out + weight.align(bias, batch)
-    return out.flatten(0, len(weight.lead) - 1) if weight.lead else out
+        out = out if fused is None else out + fused
+    return with_bias(out, added, dims, batch)
 
 
-def _in_draws(input: Tensor, weight: Any) -> bool:
+def _in_draws(input: Tensor, weight: MaskedWeight) -> bool:
     """Whether each draw of a mask meets all data, and no gradient is taken."""
     return (
         not torch.is_grad_enabled()
         and isinstance(weight.mask, Tensor)
-        and len(weight.lead) == 2
+        and len(weight.merged) == 2
         and weight.loc.dim() == 2
-        and weight.mask.shape[:-1] == (weight.lead[0], 1)
+        and weight.mask.shape[:-1] == (weight.merged[0], 1)
         and input.dim() == 2
     )
 
@@ -67,76 +55,38 @@ def _few_kept(weight: Any) -> bool:
     """Whether it pays to take the kept units out: of large layers, where the copies cost less than what they save."""
     return (
         weight.loc.numel() >= _LARGE
-        and weight.lead[1] >= _ROWS
+        and weight.merged[1] >= _ROWS
         and not is_traced()
-        and bool((weight.mask == 0).float().mean() > _DROPPED)
+        and bool((weight.mask == 0).float().mean() > settings.kept_units)
     )
 
 
 def _linear_of_kept(input: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
     """The same without the arithmetic of dropped units, draw by draw."""
     weight.check_input(input)
-    scale = (weight.mask / weight.keep).expand(weight.lead[0], 1, -1)
-    x = input.unflatten(0, weight.lead)
-    out = x.new_empty(*weight.lead, weight.loc.shape[0])
+    dims = weight.dims
+    scale = (weight.mask / weight.keep).expand(dims.merged[0], 1, -1)
+    x = dims.split(input)
+    out = x.new_empty(*dims.merged, weight.loc.shape[0])
     for draw in range(len(x)):
         kept = scale[draw, 0].nonzero().squeeze(1)
-        own = weight.loc.index_select(1, kept) * scale[draw, 0, kept]
-        torch.mm(x[draw].index_select(1, kept), own.mT, out=out[draw])
+        loc = weight.loc.index_select(1, kept) * scale[draw, 0, kept]
+        torch.mm(x[draw].index_select(1, kept), loc.mT, out=out[draw])
     if bias is not None:
-        bias = drop_equal(bias, 1)
-        out += bias if bias.dim() == 1 else bias.reshape(-1, 1, bias.shape[-1])
-    return out.flatten(0, 1)
+        out += _by_draw(bias)
+    return dims.rejoin(out)
 
 
 def _linear_by_draw(input: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
     """The same with the product of ``loc`` and each mask, which is smaller than the masked inputs would be."""
     weight.check_input(input)
-    by_draw = weight.loc * (weight.mask / weight.keep)
-    x = input.unflatten(0, weight.lead)
-    if bias is None:
-        return (x @ by_draw.mT).flatten(0, 1)
+    dims = weight.dims
+    loc = weight.loc * (weight.mask / weight.keep)
+    x = dims.split(input)
+    return dims.rejoin(x @ loc.mT if bias is None else torch.baddbmm(_by_draw(bias), x, loc.mT))
+
+
+def _by_draw(bias: Tensor) -> Tensor:
+    """The same for all draws, or one for each: ``[out]`` or ``[draws, 1, out]``."""
     bias = drop_equal(bias, 1)
-    return torch.baddbmm(bias if bias.dim() == 1 else bias.reshape(-1, 1, bias.shape[-1]), x, by_draw.mT).flatten(0, 1)
-
-
-def _convolution(convolve: Callable, space: int, dim: int) -> Callable:
-    def layer(input: Tensor, weight: Any, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        if weight.units.dim != dim:
-            return NotImplemented
-        channels = input.shape[-1 - space]
-        if isinstance(weight.mask, Tensor) and channels != weight.mask.shape[-1]:
-            return NotImplemented  # one mask entry for the same channel of every group: dense
-        x = weight.mask_input(input, space)
-        batch = x.shape[: x.dim() - 1 - space]
-        loc = drop_equal(weight.loc, space + 2)
-        bias = None if bias is None else drop_equal(bias, 1)
-        fused = bias if bias is None or bias.dim() == 1 else None
-        if loc.dim() == space + 2:
-            outer = batch[:-1]
-            out = convolve(x.flatten(0, len(outer)) if outer else x, loc, fused, *args, **kwargs)
-            out = out.unflatten(0, batch) if outer else out
-        else:
-            # Many networks at once: one grouped convolution, which is what vmap makes of it.
-            loc = weight.align(loc, batch, event_dim=space + 2).squeeze(-space - 3)
-            outer = torch.broadcast_shapes(batch[:-1], loc.shape[: loc.dim() - space - 2])
-            x = x.expand(*outer, *x.shape[len(batch) - 1 :])
-            loc = loc.expand(*outer, *weight.event_shape)
-            pairs = (t.reshape(-1, *t.shape[len(outer) :]) for t in (x, loc))
-            out = torch.vmap(lambda a, b: convolve(a, b, fused, *args, **kwargs))(*pairs).unflatten(0, outer)
-        if bias is not fused:
-            out = out + weight.align(bias, batch, space)
-        return out.flatten(0, len(weight.lead) - 1) if weight.lead else out
-
-    return layer
-
-
-LAYERS: dict[Any, Callable] = {
-    F.linear: _linear,
-    torch.conv1d: _convolution(torch.conv1d, 1, dim=1),
-    torch.conv2d: _convolution(torch.conv2d, 2, dim=1),
-    torch.conv3d: _convolution(torch.conv3d, 3, dim=1),
-    torch.conv_transpose1d: _convolution(torch.conv_transpose1d, 1, dim=0),
-    torch.conv_transpose2d: _convolution(torch.conv_transpose2d, 2, dim=0),
-    torch.conv_transpose3d: _convolution(torch.conv_transpose3d, 3, dim=0),
-}
+    return bias if bias.dim() == 1 else bias.reshape(-1, 1, bias.shape[-1])

@@ -1,0 +1,38 @@
+"""Contexts around a run of a model: random numbers that leave no trace, modules in evaluation mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def forked_rng() -> Iterator[None]:
+    """Random numbers that are drawn inside leave those outside as they are."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        yield
+
+
+@contextmanager
+def evaluation_mode() -> Iterator[None]:
+    """Every module that is called inside is in evaluation mode, wherever the model keeps it."""
+    changed: list[nn.Module] = []
+
+    def switch(module: nn.Module, _: Any) -> None:
+        if module.training:
+            for inner in module.modules():
+                if inner.training:
+                    inner.training = False
+                    changed.append(inner)
+
+    hook = nn.modules.module.register_module_forward_pre_hook(switch)
+    try:
+        yield
+    finally:
+        hook.remove()
+        for inner in changed:
+            inner.training = True

@@ -1,0 +1,57 @@
+"""What Pyro keeps of parameters by their names: every touch of its store's and its optimisers' own dictionaries.
+
+``pyro.get_param_store()`` has names in public and tensors by constraint; compiled steps, checkpoints and guides that
+were loaded before their first call need the very tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+from pyro.optim.optim import _get_state_dict, _load_state_dict
+from torch import Tensor
+
+
+def stored(names: Iterable[str]) -> list[tuple[str, Tensor]]:
+    """Those of the names that the global store has, with their unconstrained tensors."""
+    tensors = pyro.get_param_store()._params
+    return [(name, tensors[name]) for name in names if name in tensors]
+
+
+def still_stored(known: list[tuple[str, Tensor]]) -> bool:
+    """Whether the store has the same tensors under these names."""
+    tensors = pyro.get_param_store()._params
+    return all(tensors.get(name) is tensor for name, tensor in known)
+
+
+def replace_stored(name: str, tensor: Tensor) -> None:
+    """Puts another tensor in the place of one that the store has; one that it has not stays out."""
+    store = pyro.get_param_store()
+    if name in store:  # as PyroModule does when the two disagree
+        store._params[name] = tensor
+        store._param_to_name[tensor] = name
+
+
+@contextmanager
+def named(parameters: dict[Tensor, str]) -> Iterator[None]:
+    """Parameters of modules have names in the store, by which an optimiser may choose its options."""
+    names = pyro.get_param_store()._param_to_name
+    names.update(parameters)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            del names[parameter]
+
+
+def state_of(optimiser: Any) -> Any:
+    """State of one parameter's optimiser inside a ``PyroOptim``, or of its schedule."""
+    return _get_state_dict(optimiser)
+
+
+def load_state_of(optimiser: Any, state: Any) -> None:
+    """The way back; the state comes in new tensors."""
+    _load_state_dict(optimiser, state)

@@ -1,0 +1,35 @@
+"""What may be asked of tensors' values, also while a graph is written and values are not known."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+
+def is_traced() -> bool:
+    """Whether operations are being written down, for values that are not known yet."""
+    return get_proxy_mode() is not None
+
+
+def holds(condition: Tensor, unknown: bool) -> bool:
+    """Whether all of a condition is true, or what is to be taken for it where values are not known."""
+    return unknown if is_traced() else bool(condition.all())
+
+
+def same_values(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors broadcast, and are equal up to rounding."""
+    try:
+        a, b = torch.broadcast_tensors(a, b)
+    except RuntimeError:
+        return False
+    tolerance = 100 * torch.finfo(a.dtype).eps ** 0.5
+    return bool(torch.isclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True).all())
+
+
+def drop_equal(t: Tensor, event_dim: int) -> Tensor:
+    """Drops batch dimensions along which all entries are the same memory (size 1, or expanded)."""
+    for d in range(t.dim() - event_dim):
+        if t.shape[d] > 1 and t.stride(d) != 0:
+            return t
+    return t[(0,) * (t.dim() - event_dim)] if t.dim() > event_dim else t

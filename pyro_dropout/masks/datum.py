@@ -1,0 +1,79 @@
+"""A mask for each datum, which the layer that sees the data draws."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class _Source(Protocol):
+    """What a :class:`DatumMask` needs of a mask distribution."""
+
+    @property
+    def batch_shape(self) -> torch.Size: ...
+    def expand(self, batch_shape: tuple[int, ...]) -> _Source: ...
+    def __call__(self) -> Tensor: ...
+
+
+class DatumMask:
+    """A mask per datum that is not drawn yet: the layer that sees the data draws it.
+
+    A layer that is called twice with batches of one shape uses one mask.
+
+    :param distribution: the mask distribution; its batch shape is that of the plates around the weight.
+
+    Example::
+
+        >>> from pyro_dropout.masks import BernoulliMask
+        >>> mask = DatumMask(BernoulliMask(rate=0.0, units=2))
+        >>> mask.draw((3,))  # of a layer that sees three data
+        tensor([[1., 1.],
+                [1., 1.],
+                [1., 1.]])
+    """
+
+    def __init__(self, distribution: _Source) -> None:
+        self.distribution = distribution
+        self.draws: dict[tuple[int, ...], Tensor] = {}
+        self.entries: dict[tuple[int, ...], DatumMask] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"a mask per datum is not drawn yet and has no {name!r}: a guide that computes with its masks needs "
+            'masks="draw" in the loss'
+        )
+
+    def entry(self, index: tuple[int, ...]) -> DatumMask:
+        """The mask of one entry of the plates, the same for every call; all entries are drawn at once."""
+        if index not in self.entries:
+            self.entries[index] = DatumMask(_EntryOf(self, index))
+        return self.entries[index]
+
+    def relaid(self, batch_shape: torch.Size) -> DatumMask:
+        """The same mask in plates of another shape; what is drawn stays drawn."""
+        new = DatumMask(self.distribution.expand(batch_shape))
+        if batch_shape.numel() == self.distribution.batch_shape.numel():
+            new.draws, new.entries = self.draws, self.entries
+        return new
+
+    def draw(self, batch_shape: tuple[int, ...]) -> Tensor:
+        """The mask of shape ``[*batch_shape, units]``."""
+        if batch_shape not in self.draws:
+            self.draws[batch_shape] = self.distribution.expand(batch_shape)()
+        return self.draws[batch_shape]
+
+
+class _EntryOf:
+    """One entry of a mask in plates, as a distribution."""
+
+    def __init__(self, whole: DatumMask, index: tuple[int, ...], batch_shape: tuple[int, ...] = ()) -> None:
+        self.whole, self.index, self.batch_shape = whole, index, torch.Size(batch_shape)
+
+    def expand(self, batch_shape: tuple[int, ...]) -> _EntryOf:
+        return _EntryOf(self.whole, self.index, batch_shape)
+
+    def __call__(self) -> Tensor:
+        plates = self.whole.distribution.batch_shape
+        return self.whole.draw((*plates, *self.batch_shape))[self.index]
