@@ -1,0 +1,14 @@
+"""Objectives of dropout posteriors, as Pyro ELBOs.
+
+``elbo`` is the negative ELBO of the whole data set: the KL in closed form, for hard and relaxed masks, and the expected
+log-likelihood from one mask per datum, or per draw. ``renyi`` replaces its data term by the black-box α energy; a
+further objective is one more such subclass. Both evaluate no density of a dense weight, take any other latent as
+``TraceMeanField_ELBO`` does (``_terms``), and estimate the gradient of hard masks' rates from members that they
+evaluate in one pass, for which a model must broadcast (``_broadcasting``). A step whose loss or gradient is not finite
+is refused, with the name of what was not (``nonfinite``), and leaves parameters as they were.
+"""
+
+from pyro_dropout.losses.elbo import TraceDropout_ELBO
+from pyro_dropout.losses.renyi import RenyiDropout_ELBO
+
+__all__ = ["RenyiDropout_ELBO", "TraceDropout_ELBO"]

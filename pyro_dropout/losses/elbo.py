@@ -1,51 +1,34 @@
-"""Objectives for dropout posteriors: the ELBO with the exact KL and one mask per datum.
-
-Last in the chain weight → distributions → guides → losses.
-"""
+"""The ELBO of dropout posteriors, with the exact KL and one mask per datum."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from enum import Enum
+from typing import Any
 
-import pyro.distributions as dist
 import pyro.poutine as poutine
 import torch
-from pyro.distributions.util import scale_and_mask
 from pyro.infer.elbo import ELBO
 from pyro.infer.util import is_validation_enabled, torch_item
 from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor
-from torch.distributions import kl_divergence
 
-from pyro_dropout.weights.plates import (
-    check_broadcasting,
-    check_data_plates,
-    check_depth,
+from pyro_dropout._modes import forked_rng
+from pyro_dropout._sites import is_deterministic, sample_sites
+from pyro_dropout.losses._broadcasting import check_broadcasting, check_depth, without_members
+from pyro_dropout.losses._runs import GuidedRun, Terms
+from pyro_dropout.losses._terms import could_have_changed, entropy, kl_terms, scaled
+from pyro_dropout.losses.nonfinite import (
     explain_gradients,
     find_nonfinite,
     finite_gradients,
-    without_members,
+    naming_culprits,
+    not_finite,
 )
-from pyro_dropout.masks.distributions import (
-    BernoulliMask,
-    ConcreteMask,
-    MaskedDelta,
-    point_cross_entropy,
-    quantised_cross_entropy,
-)
+from pyro_dropout.masks.distributions import Mask
 from pyro_dropout.masks.estimators import ESTIMATORS, DisARM, GradientEstimator
-from pyro_dropout.masks.messengers import DatumMasks, Draw, MemberMask, Members
-from pyro_dropout._sites import forked_rng, holds, is_deterministic, sample_sites
-
-
-class Run(NamedTuple):
-    """One run of guide and model, and the joint draws of masks in it whose rates are learned."""
-
-    model_trace: Any
-    guide_trace: Any
-    draws: list[Draw]
+from pyro_dropout.masks.messengers import DatumMasks, JointDraw, Members
+from pyro_dropout.weights.plates import check_data_plates
 
 
 class TraceDropout_ELBO(ELBO):
@@ -60,6 +43,9 @@ class TraceDropout_ELBO(ELBO):
     (CD appendix B, first interpretation). Other latent sites contribute their closed-form KL where Pyro has one
     and a reparametrised estimate otherwise.
 
+    With masks per datum the likelihood of a datum must depend on its own row of each layer's input alone: networks
+    that mix the rows of a batch, or observations that pick rows by an index, need ``masks="draw"``.
+
     :param num_particles: Monte Carlo draws of the expected log-likelihood per step.
     :param vectorize_particles: draw them at once, in a plate left of the model's.
     :param masks: ``"datum"`` draws one mask for each datum, ``"draw"`` one for the whole batch. Both estimate the
@@ -72,16 +58,13 @@ class TraceDropout_ELBO(ELBO):
     :param max_plate_nesting: as in Pyro; guessed from one run if particles are vectorised or rates of hard
         masks learned.
     :param retain_graph: as in Pyro.
-    With masks per datum the likelihood of a datum must depend on its own row of each layer's input alone: networks
-    that mix the rows of a batch, or observations that pick rows by an index, need ``masks="draw"``.
-
     :raises ValueError: at a step: a loss that is not finite, in ``loss_and_grads`` (``SVI``) a gradient that is not
         finite either, with parameters left as they were; masks per datum without a data plate, or for a layer
         whose input does not have the data first; a ``gradient`` where no hard mask is learned.
 
     Example::
 
-        >>> import pyro
+        >>> import pyro, pyro.distributions as dist
         >>> from pyro_dropout import AutoConcreteDropout, BayesianModule
         >>> net = BayesianModule(torch.nn.Linear(3, 1))
         >>> def model(x, y=None):
@@ -116,7 +99,7 @@ class TraceDropout_ELBO(ELBO):
         self.max_plate_nesting: float
         self.masks = masks
         self.gradient = gradient
-        self._learned: bool | None = None  # hard masks with learned rates in the guide? the first run tells
+        self._rates = _Rates.UNKNOWN
         super().__init__(
             num_particles=num_particles,
             vectorize_particles=vectorize_particles and num_particles > 1,  # one needs no plate, nor its depth
@@ -144,7 +127,7 @@ class TraceDropout_ELBO(ELBO):
                 if loss.requires_grad:
                     loss.backward(retain_graph=self.retain_graph)
                     if not finite_gradients(parameters):
-                        raise ValueError(explain_gradients(parameters, find_nonfinite(model, guide, args, kwargs)))
+                        raise explain_gradients(parameters, find_nonfinite(model, guide, args, kwargs))
         except Exception:
             for parameter in parameters.values():
                 parameter.grad = None  # or the next step would add to it
@@ -154,15 +137,15 @@ class TraceDropout_ELBO(ELBO):
     def estimate(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
         """The same as :meth:`differentiable_loss` without a look at any value, so that it can be traced."""
         runs = self._batches(self._get_traces(model, guide, args, kwargs))
-        return torch.stack([self._negative_elbo(batch) for batch in runs]).sum()
+        return torch.stack([self._negative_elbo(batch, traced=True) for batch in runs]).sum()
 
     def set_up(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> None:
         """The guide's first call, which makes its parameters, and what the loss learns from it.
 
         It takes no random numbers from later calls, so that training can resume.
         """
-        with forked_rng(), _naming_culprits(model, guide, args, kwargs):
-            self._look_at(self._trace_guide(guide, args, kwargs)[0], model, guide, args, kwargs)
+        with forked_rng(), naming_culprits(model, guide, args, kwargs):
+            self._notice_rates(self._trace_guide(guide, args, kwargs)[0], model, guide, args, kwargs)
             if self.vectorize_particles and self.max_plate_nesting == float("inf"):
                 self._guess_max_plate_nesting(model, guide, args, kwargs)
 
@@ -173,48 +156,51 @@ class TraceDropout_ELBO(ELBO):
         self, model: Callable, guide: Callable, args: Any, kwargs: Any
     ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         """Losses that add up to the estimate, each finite, with the parameters they depend on."""
-        with _naming_culprits(model, guide, args, kwargs):
+        with naming_culprits(model, guide, args, kwargs):
             for runs in self._batches(self._get_traces(model, guide, args, kwargs)):
                 loss = self._negative_elbo(runs)
                 if not bool(torch.isfinite(loss)):
-                    raise ValueError(f"the loss is {torch_item(loss)}; parameters were not changed")
+                    raise not_finite(f"the loss is {torch_item(loss)}")
                 yield loss, _parameters(runs)
 
-    def _batches(self, runs: Iterator[Run]) -> Iterator[list[Run]]:
+    def _batches(self, runs: Iterator[GuidedRun]) -> Iterator[list[GuidedRun]]:
         """The runs that have to be evaluated together: here, as the ELBO is linear in particles, each alone."""
         return ([run] for run in runs)
 
-    def _get_trace(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> Run:
-        if self._learned is None:
+    def _get_trace(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> GuidedRun:
+        if self._rates is _Rates.UNKNOWN:
             self.set_up(model, guide, *args, **kwargs)
         guide_trace, draws = self._trace_guide(guide, args, kwargs)
-        if self._look_at(guide_trace, model, guide, args, kwargs):
+        if self._notice_rates(guide_trace, model, guide, args, kwargs):
             guide_trace, draws = self._trace_guide(guide, args, kwargs)
-        if self.gradient is not None and not self._learned and torch.is_grad_enabled():
+        if self.gradient is not None and not self._estimates_rates and torch.is_grad_enabled():
             raise ValueError(
                 f"gradient={self.gradient} is for learned rates of hard masks, and the guide has none: leave it out, "
                 "or learn rates with AutoBernoulliDropout(model, learnable=True)"
             )
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
         if is_validation_enabled():
-            if self._learned:
+            if self._estimates_rates:
                 traces = (without_members(trace, int(self.max_plate_nesting)) for trace in (model_trace, guide_trace))
                 check_model_guide_match(*traces)
             else:
                 check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
-        return Run(model_trace, guide_trace, draws)
+        return GuidedRun(model_trace, guide_trace, draws)
 
-    def _look_at(self, guide_trace: Any, model: Callable, guide: Callable, args: Any, kwargs: Any) -> bool:
+    @property
+    def _estimates_rates(self) -> bool:
+        return self._rates is _Rates.ESTIMATED
+
+    def _notice_rates(self, guide_trace: Any, model: Callable, guide: Callable, args: Any, kwargs: Any) -> bool:
         """Whether the guide has come to learn rates of hard masks, or ceased to, since the last run."""
-        learned = _has_learned_masks(guide_trace)
-        before, self._learned = self._learned, bool(self._learned)
-        # Under no_grad a rate that is computed from a parameter does not show that it is learned.
-        if learned == bool(before) or not (learned or torch.is_grad_enabled()):
-            return False
-        if self.max_plate_nesting == float("inf"):
+        learned = any(isinstance(s["fn"], Mask) and s["fn"].learned for _, s in sample_sites(guide_trace))
+        if not learned and not torch.is_grad_enabled():
+            learned = self._estimates_rates  # a rate that is computed from a parameter does not show that it is learned
+        changed = learned != self._estimates_rates
+        if changed and self.max_plate_nesting == float("inf"):
             self._guess_max_plate_nesting(model, guide, args, kwargs)
-        self._learned = learned
-        return True
+        self._rates = _Rates.ESTIMATED if learned else _Rates.DIFFERENTIATED
+        return changed
 
     def _guess_max_plate_nesting(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> None:
         """As in Pyro, and makes sure once that the model takes a dimension left of its plates."""
@@ -228,9 +214,9 @@ class TraceDropout_ELBO(ELBO):
                     self.max_plate_nesting = float("inf")  # or the next call would take it for checked
                     raise
 
-    def _trace_guide(self, guide: Callable, args: Any, kwargs: Any) -> tuple[Any, list[Draw]]:
-        draws: list[Draw] = []
-        if self._learned:
+    def _trace_guide(self, guide: Callable, args: Any, kwargs: Any) -> tuple[Any, list[JointDraw]]:
+        draws: list[JointDraw] = []
+        if self._estimates_rates:
             members = Members(self._estimator, int(self.max_plate_nesting))
             guide, draws = members(guide), members.draws
         if self.masks == "datum":
@@ -241,32 +227,31 @@ class TraceDropout_ELBO(ELBO):
     def _estimator(self) -> GradientEstimator:
         return self.gradient or DisARM()
 
-    def _negative_elbo(self, runs: list[Run]) -> Tensor:
-        terms, signals = self._data_terms(runs)
-        for run, signal in zip(runs, signals, strict=True):
-            latent = [term / self.num_particles for term in self._latent_terms(run)]
-            terms += latent
-            signal += [term for term in latent if self._has_members(term)]
-        loss = self._total(terms)
+    def _negative_elbo(self, runs: list[GuidedRun], traced: bool = False) -> Tensor:
+        data = self._data_terms(runs, traced)
+        latent = [[term / self.num_particles for term in self._latent_terms(run)] for run in runs]
+        loss = self._total([*data.loss, *(term for terms in latent for term in terms)])
         if torch.is_grad_enabled():
-            for run, signal in zip(runs, signals, strict=True):
+            for run, signal, terms in zip(runs, data.changed, latent, strict=True):
+                signal = [*signal, *(term for term in terms if self._has_members(term))]
                 for draw in run.draws:
-                    losses = sum(_share(term, draw.z.shape[1:-1]) for term in signal)
+                    losses = sum(could_have_changed(term, draw.z.shape[1:-1]) for term in signal)
                     if isinstance(losses, Tensor):  # else nothing depends on these masks
+                        # Its gradient is the estimate of that of the rates; its value is none of the loss's.
                         surrogate = self._estimator.surrogate(losses, *draw)
                         loss = loss + (surrogate - surrogate.detach())
         return loss
 
-    def _data_terms(self, runs: list[Run]) -> tuple[list[Tensor], list[list[Tensor]]]:
-        """The observed sites' terms of the loss, and for each run the losses that its masks could have changed.
+    def _data_terms(self, runs: list[GuidedRun], traced: bool) -> Terms:
+        """The observed sites' terms.
 
-        The latter are ``[members, *particles, *plates]``.
+        :param traced: whether a graph is written, in which numbers that may change between steps stand as tensors.
         """
-        signals = [[-t / self.num_particles for _, t in self._log_likelihoods(run)] for run in runs]
-        terms = [term for signal in signals for term in signal]
-        return terms, [[term for term in signal if self._has_members(term)] for signal in signals]
+        terms = [[-t / self.num_particles for _, t in self._log_likelihoods(run)] for run in runs]
+        changed = [[term for term in of_run if self._has_members(term)] for of_run in terms]
+        return Terms([term for of_run in terms for term in of_run], changed)
 
-    def _log_likelihoods(self, run: Run) -> Iterator[tuple[Any, Tensor]]:
+    def _log_likelihoods(self, run: GuidedRun) -> Iterator[tuple[Any, Tensor]]:
         """Observed sites and their log-densities, scaled and masked."""
         model_sites = _sample_sites(run.model_trace)
         if self.masks == "datum":
@@ -276,10 +261,10 @@ class TraceDropout_ELBO(ELBO):
                 run.model_trace.compute_log_prob(site_filter=lambda n, _, name=name: n == name)
                 if is_validation_enabled():
                     check_site_shape(site, self.max_plate_nesting)
-                check_depth(site, self.max_plate_nesting + bool(self._learned))
+                check_depth(site, self.max_plate_nesting + self._estimates_rates)
                 yield site, site["log_prob"]
 
-    def _latent_terms(self, run: Run) -> Iterator[Tensor]:
+    def _latent_terms(self, run: GuidedRun) -> Iterator[Tensor]:
         """The latent sites' terms of the loss of all particles: their KL, in closed form or estimated."""
         model_sites, guide_sites = _sample_sites(run.model_trace), _sample_sites(run.guide_trace)
         for name, site in model_sites.items():
@@ -289,15 +274,15 @@ class TraceDropout_ELBO(ELBO):
                 raise ValueError(
                     f"latent site {name!r} of the model is not in the guide: the loss needs a guide for it"
                 )
-            for term in _kl(guide_sites[name], site):
+            for term in kl_terms(guide_sites[name], site):
                 yield term[0] if self._has_members(term) and term.stride(0) == 0 else term
         for name, site in guide_sites.items():
             if name not in model_sites:  # auxiliary
-                yield -_scaled(_entropy(site), site)
+                yield -scaled(entropy(site), site)
 
     def _has_members(self, term: Tensor) -> bool:
         """Whether a term has a value for each member of the estimator, in the dimension left of all plates."""
-        return bool(self._learned) and term.dim() > self.max_plate_nesting
+        return self._estimates_rates and term.dim() > self.max_plate_nesting
 
     def _total(self, terms: list[Tensor]) -> Tensor:
         """The sum of all terms, over members their weighted mean."""
@@ -311,94 +296,19 @@ class TraceDropout_ELBO(ELBO):
         return torch.tensordot(term.new_tensor(self._estimator.weights), term, dims=1)
 
 
+class _Rates(Enum):
+    """How the guide's rates learn, which the first run tells."""
+
+    UNKNOWN = "no run yet"
+    DIFFERENTIATED = "not at all, or through relaxed masks"
+    ESTIMATED = "of hard masks, by an estimator of their gradient"
+
+
 def _sample_sites(trace: Any) -> dict[str, Any]:
     return {name: site for name, site in sample_sites(trace) if not is_deterministic(site)}
 
 
-def _has_learned_masks(guide_trace: Any) -> bool:
-    fns = (site["fn"] for site in guide_trace.nodes.values() if site["type"] == "sample")
-    return any(isinstance(fn, BernoulliMask | MemberMask) and fn.learned for fn in fns)
-
-
-def _share(term: Tensor, shape: torch.Size) -> Tensor:
-    """What masks of ``[*shape, units]`` could have changed of ``[members, *particles, *plates]``.
-
-    Dimensions along which the masks differ are kept, the others summed. Sizes that do not match (other data, say)
-    are summed too: each mask might have changed all of it.
-    """
-    if len(shape) > term.dim() - 1:
-        raise NotImplementedError(
-            "learned rates of hard masks with masks per datum need a vectorised data plate, `with pyro.plate(...)`; in "
-            'a sequential one, `for i in pyro.plate(...)`, use masks="draw"'
-        )
-    own = (1,) * (term.dim() - 1 - len(shape)) + tuple(shape)
-    summed = [d for d, (t, s) in enumerate(zip(term.shape[1:], own, strict=True), start=1) if t not in (1, s)]
-    term = term.sum(summed, keepdim=True) if summed else term
-    return term.expand(len(term), *own).reshape(len(term), *shape)
-
-
-def _scaled(term: Tensor, site: Any) -> Tensor:
-    return scale_and_mask(term, site["scale"], site["mask"])
-
-
-def _kl(guide_site: Any, model_site: Any) -> Iterator[Tensor]:
-    """A latent's terms of the loss, with the prior scaled and masked as in the model and q as in the guide."""
-    q, p = guide_site["fn"], model_site["fn"]
-    if isinstance(q, MaskedDelta):
-        yield _scaled(quantised_cross_entropy(q.weight, p), model_site)  # the entropy is the mask site's
-        return
-    if isinstance(q, dist.Delta):
-        yield _scaled(q.log_density, guide_site)
-        yield _scaled(point_cross_entropy(q.v, p), model_site)
-        return
-    if not q.has_rsample:
-        raise NotImplementedError(
-            f"the guide's site {guide_site['name']!r} is {type(q).__name__}, which is not reparametrised: use "
-            "Trace_ELBO, or a reparametrised guide for this site"
-        )
-    same_scale = _same(guide_site["scale"], model_site["scale"])
-    closed_form = None
-    if same_scale and guide_site["mask"] is model_site["mask"]:
-        with suppress(NotImplementedError):
-            closed_form = kl_divergence(q, p)
-    if closed_form is not None:
-        yield _scaled(closed_form, guide_site)
-        return
-    value = guide_site["value"]
-    yield _scaled(q.log_prob(value), guide_site)
-    yield -_scaled(p.log_prob(value), model_site)
-
-
-def _same(a: Any, b: Any) -> bool:
-    equal = a is b or a == b
-    return holds(equal, unknown=False) if isinstance(equal, Tensor) else equal
-
-
-def _entropy(site: Any) -> Tensor:
-    fn = site["fn"]
-    if isinstance(fn, BernoulliMask | ConcreteMask | MemberMask):
-        return fn.entropy()
-    if not fn.has_rsample:
-        raise NotImplementedError(
-            f"the guide's site {site['name']!r} is {type(fn).__name__} with learned parameters, whose gradient would "
-            "be ignored here: use Trace_ELBO, or BernoulliMask"
-        )
-    return -fn.log_prob(site["value"])
-
-
-@contextmanager
-def _naming_culprits(model: Callable, guide: Callable, args: Any, kwargs: Any) -> Iterator[None]:
-    """What is wrong with a value is said of what it came from."""
-    try:
-        yield
-    except ValueError as error:
-        culprit = find_nonfinite(model, guide, args, kwargs)
-        if culprit:
-            raise ValueError(f"{culprit}; parameters were not changed ({error})") from error
-        raise
-
-
-def _parameters(runs: list[Run]) -> dict[str, Tensor]:
+def _parameters(runs: list[GuidedRun]) -> dict[str, Tensor]:
     nodes = [node for run in runs for t in (run.model_trace, run.guide_trace) for node in t.nodes.items()]
     sites = {name: site["value"] for name, site in nodes if site["type"] == "param"}
     return {name: getattr(value, "unconstrained", lambda v=value: v)() for name, value in sites.items()}

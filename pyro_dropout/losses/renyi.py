@@ -1,6 +1,6 @@
 """The α-divergence objective of dropout posteriors, between the ELBO and the predictive log-likelihood.
 
-Beside ``losses``, whose data term it replaces; last in the chain weight → distributions → guides → losses.
+The ELBO with another data term.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import pyro_dropout._settings as settings
+from pyro_dropout.losses._runs import GuidedRun, Terms
+from pyro_dropout.losses.elbo import TraceDropout_ELBO
 from pyro_dropout.weights.plates import plates_of_weights
-from pyro_dropout.losses.elbo import Run, TraceDropout_ELBO
-
-_ELEMENTS = 2**24  # of a temporary tensor
 
 
 class RenyiDropout_ELBO(TraceDropout_ELBO):
@@ -59,20 +59,13 @@ class RenyiDropout_ELBO(TraceDropout_ELBO):
 
     def __init__(self, alpha: float | Callable[[], float] = 0.5, num_particles: int = 10, **kwargs: Any) -> None:
         self.alpha = alpha
-        self._traced_alpha, self._estimating = torch.zeros(()), False
+        self._alpha_tensor = torch.zeros(())  # α in a traced loss, where a number would be written into the graph
         if not callable(alpha):
             self._alpha_now()  # a wrong one raises here
         super().__init__(num_particles, **kwargs)
 
-    def estimate(self, *args: Any, **kwargs: Any) -> Tensor:
-        self._estimating = True
-        try:
-            return super().estimate(*args, **kwargs)
-        finally:
-            self._estimating = False
-
     def refresh(self) -> None:
-        self._traced_alpha.fill_(self._alpha_now())
+        self._alpha_tensor.fill_(self._alpha_now())
 
     def _alpha_now(self) -> float:
         alpha = self.alpha() if callable(self.alpha) else self.alpha
@@ -84,32 +77,31 @@ class RenyiDropout_ELBO(TraceDropout_ELBO):
             raise ValueError(f"alpha must be finite, but found {alpha!r}")
         return number
 
-    def _batches(self, runs: Iterator[Run]) -> Iterator[list[Run]]:
+    def _batches(self, runs: Iterator[GuidedRun]) -> Iterator[list[GuidedRun]]:
         yield list(runs)  # the logarithm is of all particles
 
-    def _data_terms(self, runs: list[Run]) -> tuple[list[Tensor], list[list[Tensor]]]:
+    def _data_terms(self, runs: list[GuidedRun], traced: bool) -> Terms:
         vectorized = self.vectorize_particles and self.num_particles > 1
-        terms: list[Tensor] = []
-        signals: list[list[Tensor]] = [[] for _ in runs]
+        terms = Terms([], [[] for _ in runs])
         per_run = [self._per_datum(run) for run in runs]
-        device = next((own.device for _, own in per_run[0].values()), None)
-        alpha = self._traced_alpha.to(device) if self._estimating else self._alpha_now()
+        device = next((log_likelihood.device for _, log_likelihood in per_run[0].values()), None)
+        alpha = self._alpha_tensor.to(device) if traced else self._alpha_now()
         for plates, (scale, first) in per_run[0].items():
             learned = self._has_members(first)
-            together = [own[plates][1] for own in per_run]
+            of_runs = [data[plates][1] for data in per_run]
             if not learned:
-                together = [t.unsqueeze(0) for t in together]
+                of_runs = [t.unsqueeze(0) for t in of_runs]
             # [members or 1, particles, *plates]
-            log_likelihood = together[0] if vectorized else torch.stack(together, dim=1)
+            log_likelihood = of_runs[0] if vectorized else torch.stack(of_runs, dim=1)
             energy = scale * _energy(log_likelihood, alpha, dim=1)
-            terms.append(self._mean_over_members(energy) if learned else energy)
+            terms.loss.append(self._mean_over_members(energy) if learned else energy)
             if learned and torch.is_grad_enabled():
                 signal = scale * self._energies_of_each_draw(log_likelihood, alpha)
-                for k, own in enumerate(signals):
-                    own.append(signal if vectorized else signal[:, k])
-        return terms, signals
+                for k, changed in enumerate(terms.changed):
+                    changed.append(signal if vectorized else signal[:, k])
+        return terms
 
-    def _per_datum(self, run: Run) -> dict[Any, tuple[float, Tensor]]:
+    def _per_datum(self, run: GuidedRun) -> dict[Any, tuple[float, Tensor]]:
         """By data plates their N/B, and the log-likelihood of each datum."""
         around_weights = plates_of_weights(run.guide_trace)
         data: dict[Any, tuple[float, Tensor]] = {}
@@ -130,16 +122,21 @@ class RenyiDropout_ELBO(TraceDropout_ELBO):
         """The energy as a function of one particle's member, ``[members, particles, *plates]``.
 
         The other particles stay, all at their first member, all at their second, ...; these energies are averaged.
+
+        :param log_likelihood: ``[members, particles, *plates]``.
         """
-        members, particles = log_likelihood.shape[:2]
+        members, particles, *plates = log_likelihood.shape
         if particles == 1 or (not isinstance(alpha, Tensor) and alpha == 0):  # a sum: what the others do cancels
             return -log_likelihood / particles
         identity = torch.eye(particles, dtype=torch.bool, device=log_likelihood.device)
         chunks = []
-        for own in identity.split(max(1, _ELEMENTS // (members * log_likelihood.numel()))):
-            own = own.reshape(*own.shape, *(1,) * (log_likelihood.dim() - 2))
-            swapped = torch.where(own, log_likelihood[None, :, None], log_likelihood[:, None, None])
-            chunks.append(self._mean_over_members(_energy(swapped, alpha, dim=3)))
+        for chosen in identity.split(max(1, settings.energy_block // (members * log_likelihood.numel()))):
+            chosen = chosen.reshape(*chosen.shape, *(1,) * len(plates))  # [chosen, particles, *1]
+            alone = log_likelihood[None, :, None]  # [1, members, 1, particles, *plates]: the chosen particle's member
+            others = log_likelihood[:, None, None]  # [members, 1, 1, particles, *plates]: that of all others
+            swapped = torch.where(chosen, alone, others)  # [others, members, chosen, particles, *plates]
+            energy = _energy(swapped, alpha, dim=3)  # [others, members, chosen, *plates]
+            chunks.append(self._mean_over_members(energy))  # [members, chosen, *plates]
         return torch.cat(chunks, dim=1)
 
 

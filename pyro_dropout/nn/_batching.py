@@ -1,0 +1,259 @@
+"""Running a network whose weights have batch dimensions: merged with the data's, mapped over, in slices.
+
+Merged where every layer with such a weight can split its batch again (``BatchDims`` of ``weights.shapes``); mapped over
+weights, by ``vmap`` or in turn, where one cannot; in slices of the first plate where all draws at once would be many
+activations and no gradient is taken.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+import pyro_dropout._settings as settings
+from pyro_dropout._values import drop_equal
+from pyro_dropout.masks.datum import DatumMask
+from pyro_dropout.nn.slots import CONVOLUTIONS, Slot, filled
+from pyro_dropout.weights.shapes import BatchDims, has_place_of_data, with_place_of_data
+from pyro_dropout.weights.weight import MaskedWeight
+
+_WITHOUT_VMAP = (nn.RNNBase, nn.MultiheadAttention)  # fused kernels without batching rules
+
+
+class Network(NamedTuple):
+    """A network, and what ``BayesianModule`` knows of it.
+
+    :param net: the network.
+    :param slots: where its parameters stood, by name.
+    :param first: its first layer with parameters.
+    :param event_dim: number of dimensions of one datum, as the user gave it.
+    """
+
+    net: nn.Module
+    slots: dict[str, Slot]
+    first: nn.Module
+    event_dim: int | Sequence[int] | None
+
+    @property
+    def trains_batch_norm(self) -> bool:
+        return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in self.net.modules())
+
+
+class Call(NamedTuple):
+    """One call of a network.
+
+    :param values: sampled values by name, ``[*plates, *event]``.
+    :param args, kwargs: the call's own.
+    :param plates: what the values' batch shapes broadcast to, with the place of the data; empty if they have none.
+    :param event_dims: of each positional input; empty where it is not known and not needed.
+    """
+
+    values: dict[str, Tensor]
+    args: Sequence[Any]
+    kwargs: dict[str, Any]
+    plates: torch.Size = torch.Size()
+    event_dims: Sequence[int] = ()
+
+    @property
+    def batches(self) -> list[torch.Size]:
+        """Batch shapes of the inputs."""
+        pairs = zip(self.args, self.event_dims, strict=False)
+        return [a.shape[: a.dim() - event_dim] for a, event_dim in pairs if isinstance(a, Tensor)]
+
+    @property
+    def rows(self) -> int:
+        """Number of data of one network."""
+        return max((batch[-1] for batch in self.batches if batch), default=1)
+
+
+def run(network: Network, call: Call) -> Any:
+    """The network's output for sampled weights, ``[*plates, data, ...]`` where these have plates."""
+    plates = torch.Size()
+    for name, slot in network.slots.items():
+        shape = call.values[name].shape
+        plates = torch.broadcast_shapes(plates, shape[: len(shape) - slot.event_dim])
+    values = call.values
+    if plates:
+        values = {name: _placed(value, network.slots[name], plates) for name, value in values.items()}
+        plates = with_place_of_data(plates)
+    call = call._replace(values=values, plates=plates, event_dims=_event_dims(network, call.args, plates))
+    mapped = plates and any(_must_map(slot, name, values) for name, slot in network.slots.items())
+    way = _map_over_weights if mapped else _merge_batch
+    if plates and _in_slices(network, call):
+        return _run_slices(way, network, call)
+    return way(network, call)
+
+
+def _placed(value: Tensor, slot: Slot, plates: torch.Size) -> Tensor:
+    """A value whose batch shape has the place of the data; of dense values, equal copies are dropped."""
+    batch_dim = len(value.shape) - slot.event_dim
+    if batch_dim and not has_place_of_data(plates):
+        value = value.unsqueeze(batch_dim)
+    return value if isinstance(value, MaskedWeight) else drop_equal(value, slot.event_dim)
+
+
+def _must_map(slot: Slot, name: str, values: dict[str, Tensor]) -> bool:
+    """Whether a value has batch dimensions that its layer cannot take with the batch of the data.
+
+    Linear layers and convolutions with a masked weight can, with their bias; nothing else can.
+    """
+    value = values[name]
+    if len(value.shape) == slot.event_dim:
+        return False
+    for layer, attribute in slot.owners:
+        weight = value if attribute == "weight" else values.get(name.removesuffix("bias") + "weight")
+        masks_input = isinstance(layer, (nn.Linear, *CONVOLUTIONS)) and attribute in ("weight", "bias")
+        if not (masks_input and isinstance(weight, MaskedWeight)):
+            return True
+    return False
+
+
+def _event_dims(network: Network, args: Sequence[Any], plates: torch.Size) -> Sequence[int]:
+    """Event dimensions of each input; empty where none are known and none are needed."""
+    given, layer = network.event_dim, network.first
+    if given is not None:
+        event_dims = [given] * len(args) if isinstance(given, int) else given
+        if len(event_dims) != len(args):
+            raise ValueError(f"event_dim={given} names {len(event_dims)} inputs, but found {len(args)}")
+        return event_dims
+    if isinstance(layer, CONVOLUTIONS):
+        return [len(layer.kernel_size) + 1] * len(args)
+    if not plates:
+        return []
+    shapes = [tuple(a.shape) for a in args if isinstance(a, Tensor)]
+    if isinstance(layer, nn.Linear) and all(len(shape) <= 2 for shape in shapes):
+        return [1] * len(args)
+    raise ValueError(
+        f"weights of {type(network.net).__name__} have batch shape {tuple(plates)}, and its first layer, a "
+        f"{type(layer).__name__} on inputs of shape {', '.join(map(str, shapes))}, does not tell which dimensions "
+        "are one datum: give BayesianModule event_dim (1 for [..., features], 2 for [..., time, features])"
+    )
+
+
+def _forward(network: Network, values: dict[str, Tensor], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    with filled(network.slots, values):
+        return network.net(*args, **kwargs)
+
+
+def _merge_batch(network: Network, call: Call) -> Any:
+    """The network sees plates and data as one batch; layers with masked weights split it."""
+    values, args, kwargs = call.values, call.args, call.kwargs
+    if not call.event_dims:
+        return _forward(network, values, args, kwargs)
+    try:
+        sizes = torch.broadcast_shapes(call.plates, *call.batches)
+    except RuntimeError as error:
+        raise ValueError(
+            f"weights of batch shape {tuple(call.plates)} do not broadcast with inputs of batch shape "
+            f"{', '.join(str(tuple(b)) for b in call.batches)} (event_dim {', '.join(map(str, call.event_dims))}): "
+            "give BayesianModule the event_dim of its inputs, and put plates around weights at dim -2 or further left"
+        ) from error
+    if len(sizes) < 2:
+        return _forward(network, values, args, kwargs)
+    for key, value in kwargs.items():
+        if isinstance(value, Tensor):
+            raise ValueError(
+                f"the network got the tensor {key!r} by keyword, whose batch cannot be merged with that of "
+                "positional inputs: pass it by position, with its event_dim"
+            )
+    dims = BatchDims(call.plates, tuple(sizes))
+    values = {n: v.replace(merged=dims.merged) if isinstance(v, MaskedWeight) else v for n, v in values.items()}
+    pairs = zip(args, call.event_dims, strict=True)
+    merged = [dims.merge(a, event_dim) if isinstance(a, Tensor) else a for a, event_dim in pairs]
+
+    def split(out: Any) -> Any:
+        if not isinstance(out, Tensor):
+            return out
+        if out.dim() == 0 or out.shape[0] != sizes.numel():
+            raise ValueError(
+                f"{type(network.net).__name__} returned shape {tuple(out.shape)} for a batch of {sizes.numel()}: "
+                "the first dimension of its output must be the batch"
+            )
+        return dims.split(out)
+
+    return tree_map(split, _forward(network, values, merged, kwargs))
+
+
+def _map_over_weights(network: Network, call: Call) -> Any:
+    """One network per entry of the plates: all at once by ``vmap``, or in turn where it cannot."""
+    plates = call.plates[:-1]
+    for a, event_dim in zip(call.args, call.event_dims, strict=True):
+        if isinstance(a, Tensor) and a.dim() > event_dim + 1:
+            plates = torch.broadcast_shapes(plates, a.shape[: a.dim() - event_dim - 1])
+    weights, data = {}, {}  # what differs between networks, [*plates, ...]
+    for name, value in call.values.items():
+        event = network.slots[name].value.shape
+        batch = len(value.shape) - len(event)
+        if batch:
+            weights[name] = value.squeeze(batch - 1).expand(*plates, *event)
+    for i, (a, event_dim) in enumerate(zip(call.args, call.event_dims, strict=True)):
+        if isinstance(a, Tensor) and a.dim() > event_dim + 1:
+            data[i] = a.expand(*plates, *a.shape[a.dim() - event_dim - 1 :])
+
+    def run_one(weights: dict[str, Tensor], data: dict[int, Tensor]) -> Any:
+        args = [data.get(i, a) for i, a in enumerate(call.args)]
+        return _forward(network, {**call.values, **weights}, args, call.kwargs)
+
+    def entry(index: tuple[int, ...]) -> Any:
+        return run_one({n: w[index] for n, w in weights.items()}, {i: a[index] for i, a in data.items()})
+
+    masked = any(isinstance(w, MaskedWeight) for w in weights.values())
+    if masked or network.trains_batch_norm or any(isinstance(m, _WITHOUT_VMAP) for m in network.net.modules()):
+        outs = [entry(index) for index in itertools.product(*map(range, plates))]
+        out = tree_map(lambda *entries: torch.stack(entries), *outs)
+    else:
+        flat: Any = [{k: t.reshape(-1, *t.shape[len(plates) :]) for k, t in each.items()} for each in (weights, data)]
+        out = torch.vmap(run_one, randomness="different")(*flat)
+    return tree_map(lambda t: t.reshape(*plates, *t.shape[1:]) if isinstance(t, Tensor) else t, out)
+
+
+def _in_slices(network: Network, call: Call) -> bool:
+    """Draws need not be in memory at once where no gradient is taken and none looks at the others."""
+    return (
+        not torch.is_grad_enabled()
+        and call.plates.numel() * call.rows > _rows_at_once(network, call)
+        and not any(isinstance(v, MaskedWeight) and isinstance(v.mask, DatumMask) for v in call.values.values())
+        and not network.trains_batch_norm
+    )
+
+
+def _rows_at_once(network: Network, call: Call) -> int:
+    pairs = zip(call.args, call.event_dims, strict=False)
+    data = [a.shape[a.dim() - event_dim :].numel() for a, event_dim in pairs if isinstance(a, Tensor)]
+    widths = [max(slot.value.shape, default=1) for slot in network.slots.values()]
+    return settings.cached_activations // max(*widths, *data, 1)
+
+
+def _run_slices(way: Callable[[Network, Call], Any], network: Network, call: Call) -> Any:
+    """Slices of the first plate."""
+    first, *others = call.plates
+    size = max(1, _rows_at_once(network, call) // (call.plates.numel() // first * call.rows))
+    whole: list[Any] = []
+    for start in range(0, first, size):
+        rows = slice(start, min(start + size, first))
+        leaves, spec = tree_flatten(
+            way(network, _sliced(network, call, rows, torch.Size((rows.stop - start, *others))))
+        )
+        if not whole:  # at once: small outputs between large activations would split up the heap
+            whole = [t.new_empty((first, *t.shape[1:])) if isinstance(t, Tensor) else t for t in leaves]
+        for out, t in zip(whole, leaves, strict=True):
+            if isinstance(t, Tensor):
+                out[rows].copy_(t)
+    return tree_unflatten(whole, spec)
+
+
+def _sliced(network: Network, call: Call, rows: slice, plates: torch.Size) -> Call:
+    """The call of some entries of the first plate."""
+
+    def cut(t: Any, event_dim: int) -> Any:
+        has_plate = isinstance(t, Tensor) and len(t.shape) == event_dim + len(plates) and t.shape[0] == call.plates[0]
+        return t[rows] if has_plate else t
+
+    values = {name: cut(value, network.slots[name].event_dim) for name, value in call.values.items()}
+    args = [cut(a, event_dim) for a, event_dim in zip(call.args, call.event_dims, strict=True)]
+    return call._replace(values=values, args=args, plates=plates)

@@ -1,0 +1,50 @@
+"""A prior in the full shape of its parameter, with its dtype, on its device."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+
+def full_prior(name: str, parameter: Tensor, prior: Any) -> Any:
+    """The distribution over the whole parameter that a user's distribution over one weight, or over all, stands for.
+
+    :raises TypeError: what is no distribution.
+    :raises ValueError: a shape that is not the parameter's and does not expand to it.
+    """
+    shape = parameter.shape
+    if not hasattr(prior, "to_event"):
+        raise TypeError(f"the prior of {name!r} must be a Pyro distribution, but found {type(prior).__name__}")
+    prior = moved(prior, parameter)
+    if prior.support is constraints.real:
+        prior.__dict__["_validate_args"] = False  # any value is in its support: nothing to check at every step
+    if not prior.event_shape:
+        try:
+            full = prior.expand(shape).to_event(len(shape))
+        except RuntimeError as error:
+            raise ValueError(
+                f"the prior of {name!r} has batch shape {tuple(prior.batch_shape)}, which does not expand to the "
+                f"parameter's shape {tuple(shape)}"
+            ) from error
+        full.__dict__["_validate_args"] = prior.__dict__.get("_validate_args", full._validate_args)
+        return full
+    if prior.batch_shape or prior.event_shape != shape:
+        raise ValueError(
+            f"the prior of {name!r} has shape {tuple(prior.shape())}, but the parameter has shape {tuple(shape)}"
+        )
+    return prior
+
+
+def moved(prior: Any, like: Tensor) -> Any:
+    """The distribution with its tensors in the parameter's dtype and on its device."""
+    prior = copy.copy(prior)
+    for key, value in vars(prior).items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            prior.__dict__[key] = value.detach().to(like.device, like.dtype)
+        elif isinstance(value, torch.distributions.Distribution):
+            prior.__dict__[key] = moved(value, like)
+    return prior
