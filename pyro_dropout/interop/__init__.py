@@ -1,0 +1,14 @@
+"""Ways in and out: PyTorch networks that have dropout, ArviZ.
+
+``from_torch`` takes a trained network with dropout layers to a Pyro model and its dropout posterior, with the network's
+own weights and rates; ``to_torch`` writes a posterior back into a plain network whose training mode draws from it.
+Which weight a dropout masks is found by following its mask through the network's graph (``_dataflow``); what is no mask
+of one weight is refused, with the names of the layers. ``arviz`` exports a fitted SVI, posterior, predictions and
+pointwise log-likelihoods from the same draws, to ``InferenceData`` or ``DataTree``. Nothing here is needed to train.
+"""
+
+from pyro_dropout.interop.arviz import from_pyro_svi
+from pyro_dropout.interop.from_torch import from_torch
+from pyro_dropout.interop.to_torch import to_torch
+
+__all__ = ["from_pyro_svi", "from_torch", "to_torch"]

@@ -1,6 +1,9 @@
 """Which weight each dropout of a PyTorch network masks, found by following its mask through the network.
 
-For :func:`~pyro_dropout.from_torch`. Beside the chain weight → distributions → guides → losses.
+The entries of a mask are numbered, and the numbers are sent through the network's own operations that only move
+entries. A dropout on two rows of three units has entries ``[[0, 1, 2], [3, 4, 5]]``; behind ``transpose(0, 1)`` they
+lie ``[[0, 3], [1, 4], [2, 5]]``. At the next weight they tell what the mask does there: along the input units they must
+all differ, along time or space be the same (a mask that is tied), along the rows of data be a mask for each.
 """
 
 from __future__ import annotations

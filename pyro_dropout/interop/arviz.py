@@ -7,15 +7,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyro
 import pyro.poutine as poutine
 import torch
 from pyro.infer import SVI
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
+from pyro_dropout._sites import is_deterministic, is_of_network, plate_nesting, sample_sites
 from pyro_dropout.guides.base import rates_of
-from pyro_dropout._sites import is_deterministic, plate_nesting, sample_sites
+from pyro_dropout.interop.groups import inference_data
+from pyro_dropout.prediction.draws import PLATE, draws_plate, replayed
 from pyro_dropout.weights.weight import MaskedWeight
 
 
@@ -56,7 +57,7 @@ def from_pyro_svi(
 
     Example::
 
-        >>> import pyro.distributions as dist
+        >>> import pyro, pyro.distributions as dist
         >>> from pyro_dropout import AutoConcreteDropout, BayesianModule, TraceDropout_ELBO
         >>> net = BayesianModule(torch.nn.Linear(3, 1))
         >>> def model(x, y=None):
@@ -102,12 +103,12 @@ def from_pyro_svi(
     arrays["constant_data"] = {n: _array(v) for n, v in constant_data.items()}
     import arviz  # here: it is slow to import, and 0.23 warns as it is
 
-    return to_arviz(arviz, arrays, dict(coords or {}), posterior.dims | dict(dims or {}))
+    return inference_data(arviz, arrays, dict(coords or {}), posterior.dims | dict(dims or {}))
 
 
 @dataclass
-class _Draws:
-    """What one set of draws gives, each ``[num_samples, *own plates, *event]``."""
+class _Exported:
+    """What one set of draws gives, each ``[num_samples, *the site's plates, *event]``."""
 
     small: dict[str, Tensor] = field(default_factory=dict)  # latents other than a network's weights
     weights: dict[str, Tensor] = field(default_factory=dict)
@@ -119,7 +120,7 @@ class _Draws:
         return self.small | self.weights if weights else self.small
 
 
-def _draw(model: Callable, guide: Any, args: Any, kwargs: Any, num_samples: int, parallel: bool, one: Any) -> _Draws:
+def _draw(model: Callable, guide: Any, args: Any, kwargs: Any, num_samples: int, parallel: bool, one: Any) -> _Exported:
     """Latents from the guide (or, without one, the prior); for each the data's log-likelihood and a replicate.
 
     :param one: a trace of the model without the plate of draws, for shapes.
@@ -127,54 +128,61 @@ def _draw(model: Callable, guide: Any, args: Any, kwargs: Any, num_samples: int,
     with torch.no_grad(), poutine.block():
         nesting = plate_nesting(one)
         if parallel:
-            plate = pyro.plate("_draws", num_samples, dim=-nesting - 1)
+            plate = draws_plate(num_samples, nesting)
             trace = _run(plate(model), plate(guide) if guide else None, args, kwargs)
             return _from_trace(trace, one, nesting, num_samples)
         runs = [_from_trace(_run(model, guide, args, kwargs), one, nesting, 0) for _ in range(num_samples)]
-    stacked = _Draws(dims=runs[0].dims)
-    for part in ("small", "weights", "predictive", "log_likelihood"):
-        names = getattr(runs[0], part)
-        setattr(stacked, part, {n: torch.stack([getattr(run, part)[n] for run in runs]) for n in names})
+    stacked = _Exported(dims=runs[0].dims)
+    for group in ("small", "weights", "predictive", "log_likelihood"):
+        names = getattr(runs[0], group)
+        setattr(stacked, group, {n: torch.stack([getattr(run, group)[n] for run in runs]) for n in names})
     return stacked
 
 
 def _run(model: Callable, guide: Any, args: Any, kwargs: Any) -> Any:
-    if guide is not None:
-        model = poutine.replay(model, trace=poutine.trace(guide).get_trace(*args, **kwargs))
-    return poutine.trace(model).get_trace(*args, **kwargs)
+    if guide is None:
+        return poutine.trace(model).get_trace(*args, **kwargs)
+    return replayed(model, guide, args, kwargs)[1]
 
 
-def _from_trace(trace: Any, one: Any, nesting: int, num_samples: int) -> _Draws:
-    draws = _Draws()
+def _from_trace(trace: Any, one: Any, nesting: int, num_samples: int) -> _Exported:
+    draws = _Exported()
     lead = (num_samples,) if num_samples else ()
     for name, site in sample_sites(trace):
         fn, value = site["fn"], site["value"]
-        frames = sorted(
-            (f for f in site["cond_indep_stack"] if f.vectorized and f.name != "_draws"), key=lambda f: f.dim
-        )
+        frames = [f for f in site["cond_indep_stack"] if f.vectorized and f.name != PLATE]
+        frames.sort(key=lambda f: f.dim)
         draws.dims[name] = [f.name for f in frames]
-
-        def own(t: Tensor, event_dim: int, frames: Any = frames) -> Tensor:
-            """``[draws, *own plates, *event]`` from a batch shape with a place for every plate."""
-            event = t.shape[t.dim() - event_dim :]
-            batch = (1,) * (nesting + 1 + event_dim - t.dim()) + tuple(t.shape[: t.dim() - event_dim])
-            kept = tuple(batch[f.dim] for f in frames)
-            return t.reshape((*batch[: len(lead)], *kept, *event)).expand((*lead, *kept, *event))
-
+        plates = [f.dim for f in frames]
         if is_deterministic(site):  # declares no event dimensions, so its batch may stand anywhere
             shape = one.nodes[name]["value"].shape
             each = value.numel() == shape.numel() * max(num_samples, 1)
             draws.small[name] = value.reshape((*lead, *shape)) if each else value.reshape(shape).expand((*lead, *shape))
         elif site["is_observed"]:
-            draws.predictive[name] = own(fn(), fn.event_dim)
-            draws.log_likelihood[name] = own(fn.log_prob(value), 0)
-        elif "masked_units" in one.nodes[name]["infer"] or isinstance(value, MaskedWeight):
-            draws.weights[name] = own(value.dense() if isinstance(value, MaskedWeight) else value, fn.event_dim)
+            draws.predictive[name] = _in_plates(fn(), fn.event_dim, plates, nesting, lead)
+            draws.log_likelihood[name] = _in_plates(fn.log_prob(value), 0, plates, nesting, lead)
+        elif is_of_network(one.nodes[name]):
+            dense = value.dense() if isinstance(value, MaskedWeight) else value
+            draws.weights[name] = _in_plates(dense, fn.event_dim, plates, nesting, lead)
             if isinstance(value, MaskedWeight):
-                draws.weights[name + ".mask"] = own(value.mask, 1)  # type: ignore[arg-type]
+                mask: Any = value.mask
+                draws.weights[name + ".mask"] = _in_plates(mask, 1, plates, nesting, lead)
         else:
-            draws.small[name] = own(value, fn.event_dim)
+            draws.small[name] = _in_plates(value, fn.event_dim, plates, nesting, lead)
     return draws
+
+
+def _in_plates(t: Tensor, event_dim: int, plates: list[int], nesting: int, lead: tuple[int, ...]) -> Tensor:
+    """``[*lead, *the site's plates, *event]`` from a batch shape with a place for every plate of the model.
+
+    :param plates: dimensions of the site's plates, from the right.
+    :param nesting: number of plate dimensions of the model.
+    :param lead: the number of draws, where there is a plate of them.
+    """
+    event = t.shape[t.dim() - event_dim :]
+    batch = (1,) * (nesting + 1 + event_dim - t.dim()) + tuple(t.shape[: t.dim() - event_dim])
+    kept = tuple(batch[dim] for dim in plates)
+    return t.reshape((*batch[: len(lead)], *kept, *event)).expand((*lead, *kept, *event))
 
 
 def _inputs(model: Any, args: Any, kwargs: Any, observed: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -187,11 +195,3 @@ def _inputs(model: Any, args: Any, kwargs: Any, observed: dict[str, Tensor]) -> 
 
 def _array(value: Any) -> Any:
     return value.detach().cpu().numpy() if isinstance(value, Tensor) else value
-
-
-def to_arviz(az: Any, groups: dict[str, Any], coords: dict[str, Any], dims: dict[str, list[str]]) -> Any:
-    """ArviZ 0.x takes groups as keyword arguments, ArviZ 1.x as one mapping."""
-    groups = {name: variables for name, variables in groups.items() if variables}
-    if "posterior" in inspect.signature(az.from_dict).parameters:
-        return az.from_dict(**groups, coords=coords, dims=dims)
-    return az.from_dict(groups, coords=coords, dims=dims)

@@ -1,7 +1,4 @@
-"""From a PyTorch network with dropout layers to a dropout posterior, and back.
-
-After the guides in the chain weight → distributions → guides → losses.
-"""
+"""From a PyTorch network with dropout layers to a Pyro model and its dropout posterior."""
 
 from __future__ import annotations
 
@@ -13,16 +10,13 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
+from pyro_dropout._modes import evaluation_mode
+from pyro_dropout.guides.auto import AutoBernoulliDropout
 from pyro_dropout.interop._dataflow import Flow, follow_dropouts
-from pyro_dropout.guides.base import AutoBernoulliDropout, rates_of
 from pyro_dropout.nn.module import BayesianModule
-from pyro_dropout.nn.slots import CONVOLUTIONS
-from pyro_dropout._sites import evaluation_mode
-
-_CHANNELS = {1: nn.Dropout1d, 2: nn.Dropout2d, 3: nn.Dropout3d}
+from pyro_dropout.nn.priors import lengthscale_of
 
 
 def from_torch(
@@ -115,104 +109,6 @@ def from_torch(
     return made, posterior
 
 
-def to_torch(module: BayesianModule, guide: AutoGuide, example: Tensor | Sequence[Tensor]) -> nn.Module:
-    """A plain network with dropout layers, whose training mode is the guide's posterior and evaluation mode its median.
-
-    The network of :func:`from_torch` gets its own dropout layers back, at the guide's rates, so that its state fits the
-    original class. Any other layer with a rate is put behind a dropout layer (``nn.Sequential``). Masks are hard also
-    where the guide relaxed them.
-
-    :param module: the ``BayesianModule`` in the guide's model.
-    :param guide: a dropout guide, set up (after a step, or a first call).
-    :param example: inputs of the network, as a check of their shapes.
-    :returns: a network with parameters of its own, in the module's mode.
-    :raises ValueError: a guide without this module's weights; what a dropout layer cannot do: a rate per unit, one mask
-        for all times or of a recurrent layer, a layer that the network calls by its attributes.
-
-    Example::
-
-        >>> from pyro_dropout import BayesianModule
-        >>> module = BayesianModule(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1)))
-        >>> guide, x = AutoBernoulliDropout(module, rate=0.1), torch.randn(5, 3)
-        >>> _ = guide(x)
-        >>> to_torch(module, guide, x)[2]
-        Sequential(
-          (0): Dropout(p=0.1, inplace=False)
-          (1): Linear(in_features=8, out_features=1, bias=True)
-        )
-    """
-    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
-    values, rates = guide.median(), rates_of(guide)
-    names = {name: module.site_name(name) for name in module.slots}
-    if missing := [site for site in names.values() if site not in values]:
-        raise ValueError(
-            f"the guide has no {', '.join(missing)}: give the guide of a model with this module, after its first call"
-        )
-    net = copy.deepcopy(module.net)
-    owners = {}
-    for name, places in module.slots.items():
-        owners[name] = places[0][0]
-        parameter = nn.Parameter(values[names[name]].detach().clone())
-        for path, attribute in places:
-            owner = net.get_submodule(path)
-            del owner._buffers[attribute]
-            setattr(owner, attribute, parameter)
-    shapes, calls = _input_shapes(net, inputs)
-    for name, path in owners.items():
-        rate = rates.get(names[name], torch.zeros(()))
-        if not bool(rate.any()):
-            continue
-        if rate.dim():
-            raise ValueError(f"{names[name]} has a rate for each unit, which nn.Dropout has not")
-        if len(module.slots[name]) > 1 or calls.count(path) > 1:
-            raise ValueError(
-                f"{names[name]} has one mask wherever the network uses it, which is more than once: dropout layers "
-                "would draw one for each"
-            )
-        if name in module.dropout_layers:
-            layer: Any = net.get_submodule(module.dropout_layers[name])
-            layer.p = round(rate.item(), 6)
-        else:
-            net = _put_dropout_before(net, path, round(rate.item(), 6), shapes.get(path, ()), len(inputs[0]))
-    try:
-        with torch.no_grad():
-            copy.deepcopy(net).eval()(*inputs)
-    except AttributeError as error:
-        raise ValueError(
-            f"the network uses a layer that is now behind a dropout layer by its attributes: {error}"
-        ) from error
-    return net
-
-
-def lengthscale_of(weight_decay: float, size: int | None, keep: float = 1.0, precision: float = 1.0) -> float:
-    """Lengthscale l of the prior ``Normal(0, 1/l)`` that a weight decay stands for; see :func:`from_torch`.
-
-    Example::
-
-        >>> lengthscale_of(1e-2, size=1000, keep=0.9)
-        3.0
-    """
-    if size is None or not size > 0:
-        raise ValueError(f"weight_decay is of the mean loss: give size, the number of data points, but found {size}")
-    if not (weight_decay > 0 and precision > 0):
-        raise ValueError(
-            f"weight_decay and precision must be positive, but found {weight_decay} and {precision}: without a weight "
-            "decay the prior would be flat; give a prior"
-        )
-    return math.sqrt(size * weight_decay * keep * precision)
-
-
-def weight_decay_of(lengthscale: float, size: int, keep: float = 1.0, precision: float = 1.0) -> float:
-    """The weight decay that a prior ``Normal(0, 1/lengthscale)`` stands for; see :func:`from_torch`.
-
-    Example::
-
-        >>> round(weight_decay_of(3.0, size=1000, keep=0.9), 6)
-        0.01
-    """
-    return lengthscale**2 / (size * keep * precision)
-
-
 def _check_store(guide: Any, module: BayesianModule) -> None:
     """Pyro's global store would give a new guide the weights of an older one, by their names."""
     if pyro.settings.get("module_local_params"):
@@ -246,44 +142,8 @@ def _without_dropout(net: nn.Module, flow: Flow) -> nn.Module:
 def _dropout_layers(flow: Flow) -> dict[str, str]:
     """For each weight a dropout layer that masks it and nothing else."""
     uses = [d.layer for dropouts in flow.dropouts.values() for d in dropouts]
-    own = {
+    alone = {
         name: [d.layer for d in dropouts if d.layer and uses.count(d.layer) == 1]
         for name, dropouts in flow.dropouts.items()
     }
-    return {name: layers[0] for name, layers in own.items() if layers}
-
-
-def _input_shapes(net: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[dict[str, tuple[int, ...]], list[str]]:
-    """Of the inputs of weight layers, and the layers in the order of their calls."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    calls: list[str] = []
-
-    def note(path: str, layer_input: Tensor) -> None:
-        shapes[path] = tuple(layer_input.shape)
-        calls.append(path)
-
-    probe = copy.deepcopy(net).eval()
-    for path, layer in probe.named_modules():
-        if isinstance(layer, (nn.Linear, *CONVOLUTIONS)):
-            layer.register_forward_pre_hook(lambda _, args, path=path: note(path, args[0]))
-    with torch.no_grad():
-        probe(*inputs)
-    return shapes, calls
-
-
-def _put_dropout_before(net: nn.Module, path: str, rate: float, shape: tuple[int, ...], rows: int) -> nn.Module:
-    layer = net.get_submodule(path)
-    if isinstance(layer, nn.Linear) and len(shape) == 2 and shape[0] == rows:
-        dropout: nn.Module = nn.Dropout(rate)
-    elif isinstance(layer, CONVOLUTIONS) and shape[:1] == (rows,):
-        dropout = _CHANNELS[len(layer.kernel_size)](rate)
-    else:
-        raise ValueError(
-            f"{type(layer).__name__} {path!r} has rate {rate:.3g} for inputs of shape {shape}: its mask is one for all "
-            "times or places, which no dropout layer before it is"
-        )
-    if not path:
-        return nn.Sequential(dropout, layer)
-    parent, _, child = path.rpartition(".")
-    setattr(net.get_submodule(parent), child, nn.Sequential(dropout, layer))
-    return net
+    return {name: layers[0] for name, layers in alone.items() if layers}

@@ -1,6 +1,6 @@
 """What is kept of predictions that come in parts: all of them, their moments, or the log of their mean.
 
-For :class:`~pyro_dropout.DropoutPredictive`. A part is of some draws and some data; parts come in any order.
+A part is of some draws and some data; parts come in any order.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from pyro_dropout.metrics import PredictiveMoments
+from pyro_dropout.metrics.moments import PredictiveMoments
 
 
 class Accumulator(ABC):

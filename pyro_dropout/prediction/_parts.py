@@ -1,7 +1,4 @@
-"""How a prediction is taken apart: by rows of data, by draws, within a number of bytes.
-
-For :class:`~pyro_dropout.DropoutPredictive`.
-"""
+"""How a prediction is taken apart: by rows of data, by draws, within a number of bytes."""
 
 from __future__ import annotations
 
@@ -15,13 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+import pyro_dropout._settings as settings
 from pyro_dropout._memory import PeakMemory
-from pyro_dropout._sites import forked_rng, plate_nesting, sample_sites
+from pyro_dropout._modes import forked_rng
+from pyro_dropout._sites import plate_nesting, sample_sites
 
 _PROBES = (2, 3)  # rows of data: enough to see what grows with them
 _ENOUGH = 2**14  # draws times rows of the largest run that is only measured: it costs time
 _GROWTH = 8  # at most, from one measured size to the next
-_SHARE = 0.7  # of the memory; the rest is for what kernels take inside one operation
 
 
 class Inputs:
@@ -49,16 +47,12 @@ class Inputs:
         self.size = len(tensors[self.keys[0]]) if self.keys else 1
         self.probes: Sequence[int] = _PROBES if self.keys and self.size > max(_PROBES) else (self.size,)
 
-    def rows(self, part: slice) -> tuple[Any, Any]:
+    def rows(self, some: slice) -> tuple[Any, Any]:
         """The arguments with some rows of the data."""
-        if part == slice(0, self.size):
+        if some == slice(0, self.size):
             return self.args, self.kwargs
-        args = tuple(a[part] if i in self.keys else a for i, a in enumerate(self.args))
-        return args, {name: a[part] if name in self.keys else a for name, a in self.kwargs.items()}
-
-    def whole(self) -> Inputs:
-        """The same arguments, not to be taken apart."""
-        return Inputs(self.args, self.kwargs, data=())
+        args = tuple(a[some] if i in self.keys else a for i, a in enumerate(self.args))
+        return args, {name: a[some] if name in self.keys else a for name, a in self.kwargs.items()}
 
 
 def _holds_tensors(value: Any) -> bool:
@@ -184,7 +178,7 @@ class Sizes(NamedTuple):
         Found by runs of growing size, from two draws of three data on. What a run needs is at most proportional to its
         size (a part of it is needed once), so each may be as much larger than the one before as the memory is.
         """
-        budget, everything = _SHARE * memory, Sizes(draws, inputs.size)
+        budget, everything = settings.memory_share * memory, Sizes(draws, inputs.size)
         sizes = Sizes(min(2, draws), inputs.probes[-1])
         used = _bytes(run, sizes)
         if used > budget and sizes.draws == 2:
@@ -193,7 +187,7 @@ class Sizes(NamedTuple):
         if used > budget:
             raise ValueError(
                 f"one draw {what} for {f'{sizes.rows} data' if inputs.keys else 'all data'} needs about "
-                f"{used / _SHARE:,.0f} bytes, but max_memory leaves {memory:,} for it: give more"
+                f"{used / settings.memory_share:,.0f} bytes, but max_memory leaves {memory:,} for it: give more"
             )
         while sizes != everything:
             larger = sizes._grown(min(_GROWTH, budget / max(1, used)), everything)
@@ -206,6 +200,11 @@ class Sizes(NamedTuple):
                 break
             sizes = larger
         return sizes
+
+    @staticmethod
+    def of_draws(memory: int, run: Callable[[slice], Any], draws: int) -> int:
+        """As many draws of a guide, which has no rows of data."""
+        return Sizes.within(memory, lambda some, _: run(some), draws, Inputs((), {}, data=()), "of the guide").draws
 
     def _grown(self, factor: float, most: Sizes) -> Sizes:
         if self.rows < most.rows:

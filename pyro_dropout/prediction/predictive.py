@@ -1,34 +1,30 @@
-"""Prediction with many draws over many data, in bounded memory; draws that can be kept and called again.
-
-After the guides in the chain weight → distributions → guides → losses.
-"""
+"""Prediction with many draws over many data, in bounded memory; draws that can be kept and called again."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
-import pyro
 import pyro.poutine as poutine
 import torch
-from pyro.distributions import Unit
-from pyro.distributions.util import scale_and_mask
 from pyro.infer import Predictive
 from torch import Tensor
-from torch.distributions import Categorical, Independent
 from tqdm import tqdm
 
-from pyro_dropout.weights.plates import check_data_plates, same_values
+from pyro_dropout._modes import evaluation_mode, forked_rng
+from pyro_dropout._sites import is_deterministic, is_of_network, sample_sites
+from pyro_dropout._values import same_values
 from pyro_dropout.masks.messengers import DatumMasks
-from pyro_dropout.metrics import PredictiveMoments
-from pyro_dropout.prediction._parts import Inputs, Layout, Sizes, slices
+from pyro_dropout.metrics.moments import PredictiveMoments
 from pyro_dropout.prediction._accumulators import Accumulator, LogMean, Moments, Stack
-from pyro_dropout._sites import evaluation_mode, forked_rng, is_deterministic, plate_nesting, sample_sites
+from pyro_dropout.prediction._parts import Inputs, Layout, Sizes, slices
+from pyro_dropout.prediction._reads import location, read_log_density, read_moments, read_value
+from pyro_dropout.prediction.draws import drawn, draws_plate, replayed
+from pyro_dropout.weights.plates import check_data_plates
 from pyro_dropout.weights.weight import MaskedWeight
-
-_PLATE = "_draws"
 
 
 class DropoutPredictive(Predictive):
@@ -62,7 +58,7 @@ class DropoutPredictive(Predictive):
 
     Example::
 
-        >>> import pyro.distributions as dist
+        >>> import pyro, pyro.distributions as dist
         >>> from torch import nn
         >>> from pyro_dropout import AutoBernoulliDropout, BayesianModule
         >>> net = BayesianModule(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1)))
@@ -117,7 +113,7 @@ class DropoutPredictive(Predictive):
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Values by site, ``[draws, ...]``, in the shapes of stock ``Predictive(parallel=True)``."""
-        return self._evaluate(args, kwargs, _read_value, Stack)
+        return self._evaluate(args, kwargs, read_value, Stack)
 
     def moments(self, *args: Any, **kwargs: Any) -> dict[str, PredictiveMoments]:
         """Mean, epistemic and aleatoric variance of each site that depends on the data, without keeping draws.
@@ -128,7 +124,7 @@ class DropoutPredictive(Predictive):
 
         :raises NotImplementedError: a site whose distribution has no moments; name the others in ``return_sites``.
         """
-        return self._evaluate(args, kwargs, _read_moments, Moments)
+        return self._evaluate(args, kwargs, read_moments, Moments)
 
     def log_likelihood(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Log of the mean density over draws of each observation, by observed site (MC eq. 13), without keeping draws.
@@ -138,7 +134,7 @@ class DropoutPredictive(Predictive):
 
         :raises ValueError: the model observes nothing.
         """
-        return self._evaluate(args, kwargs, _read_log_density, LogMean)
+        return self._evaluate(args, kwargs, read_log_density, LogMean)
 
     # Draws to keep
 
@@ -155,7 +151,7 @@ class DropoutPredictive(Predictive):
         if self.guide is None:
             return self
         with self._seeded(), evaluation_mode():
-            latents = self._draw_latents(self.num_samples, args, kwargs)
+            latents = drawn(self.guide, self.num_samples, self.parallel, args, kwargs)
         return self._keep({name: _copy(value) for name, value in latents.items()})
 
     def _keep(self, latents: Mapping[str, Tensor]) -> DropoutPredictive:
@@ -190,32 +186,34 @@ class DropoutPredictive(Predictive):
         ):
             latent = self._latent_names(inputs)
             layout = Layout.of(self.model, inputs, latent, lambda trace: self._read(trace, read, latent))
-            for first, number, latents in self._blocks(inputs):
-
-                def run(draws: slice, rows: slice, latents: Any = latents) -> dict[str, tuple[Tensor, ...]]:
-                    with torch.inference_mode():
-                        trace = self._trace(latents, draws, inputs, rows, layout)
-                        return layout.arrange(self._read(trace, read, latent), draws, rows)
-
-                sizes = Sizes.within(self.max_memory, run, number if self.parallel else 1, inputs)
-                if latents is None or sizes.rows < inputs.size:
+            for block in self._blocks(inputs):
+                task = _Task(inputs, layout, latent, read, block.latents)
+                run = partial(self._found, task)
+                sizes = Sizes.within(self.max_memory, run, block.number if self.parallel else 1, inputs)
+                if block.latents is None or sizes.rows < inputs.size:
                     layout.check_parts(latent, inputs)
-                    self._check_rows(latents, inputs, layout, latent)
+                    self._check_rows(task)
                 for rows in slices(inputs.size, sizes.rows):
-                    for draws in slices(number, sizes.draws):
+                    for draws in slices(block.number, sizes.draws):
                         for name, values in run(draws, rows).items():
                             if name not in results:
                                 results[name] = accumulator(layout.shape(name, self.num_samples), values[0])
-                            part = slice(first + draws.start, first + draws.stop)
-                            results[name].add(part, layout.where(name, rows), *values)
+                            among_all = slice(block.first + draws.start, block.first + draws.stop)
+                            results[name].add(among_all, layout.where(name, rows), *values)
                         bar.update((draws.stop - draws.start) * (rows.stop - rows.start))
         return {name: result.result() for name, result in results.items()}
 
-    def _check_rows(self, latents: Any, inputs: Inputs, layout: Layout, latent: set[str]) -> None:
+    def _found(self, task: _Task, draws: slice, rows: slice) -> dict[str, tuple[Tensor, ...]]:
+        """What is read of some draws on some rows of the data."""
+        with torch.inference_mode():
+            trace = self._trace(task, draws, rows)
+            return task.layout.arrange(self._read(trace, task.read, task.latent), draws, rows)
+
+    def _check_rows(self, task: _Task) -> None:
         """Where data come in parts, a datum's distribution must not depend on the others'."""
-        if latents is None or len(inputs.probes) == 1:
+        if task.latents is None or len(task.inputs.probes) == 1:
             return
-        few, more = (self._locations(latents, slice(0, n), inputs, layout, latent) for n in inputs.probes)
+        few, more = (self._locations(task, slice(0, n)) for n in task.inputs.probes)
         for name, expected in few.items():
             found = more[name]
             for d, size in enumerate(expected.shape):
@@ -226,13 +224,11 @@ class DropoutPredictive(Predictive):
                     "cannot be taken in parts: give data=() to take them whole"
                 )
 
-    def _locations(
-        self, latents: Any, rows: slice, inputs: Inputs, layout: Layout, latent: set[str]
-    ) -> dict[str, Tensor]:
+    def _locations(self, task: _Task, rows: slice) -> dict[str, Tensor]:
         """Where the distributions of one draw are."""
         with forked_rng():
-            trace = self._trace(latents, slice(0, 1), inputs, rows, layout)
-        return {n: _location(site["fn"]) for n, site in sample_sites(trace) if n not in latent}
+            trace = self._trace(task, slice(0, 1), rows)
+        return {n: location(site["fn"]) for n, site in sample_sites(trace) if n not in task.latent}
 
     def _read(self, trace: Any, read: Callable, latent: set[str]) -> dict[str, tuple[Tensor, ...]]:
         """What ``read`` finds at each site that is wanted."""
@@ -249,7 +245,7 @@ class DropoutPredictive(Predictive):
                 )
         for name in self.return_sites or known:
             site = trace.nodes[name]
-            hidden = not self.return_sites and name in latent and (name in redrawn or _is_weight(site))
+            hidden = not self.return_sites and name in latent and (name in redrawn or is_of_network(site))
             values = None if hidden else read(name, site, name in latent)
             if values is not None:
                 found[name] = values
@@ -260,27 +256,29 @@ class DropoutPredictive(Predictive):
             )
         return found
 
-    def _trace(self, latents: Any, draws: slice, inputs: Inputs, rows: slice, layout: Layout) -> Any:
+    def _trace(self, task: _Task, draws: slice, rows: slice) -> Any:
         """The model's trace of some draws on some data."""
-        args, kwargs = inputs.rows(rows)
-        number = draws.stop - draws.start
-        plate = pyro.plate(_PLATE, number, dim=-layout.nesting - 1)
-        if latents is None:
-            guide = DatumMasks()(plate(self.guide))
-            with torch.inference_mode(False), torch.no_grad():  # the guide keeps copies of its parameters
-                guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-            trace = poutine.trace(poutine.replay(plate(self.model), trace=guide_trace)).get_trace(*args, **kwargs)
-            data = {n: s for n, s in sample_sites(trace) if n not in guide_trace.nodes and not is_deterministic(s)}
-            sites = {n: {**s, "is_observed": True} for n, s in data.items()}
-            check_data_plates(sites, guide_trace, rows=None if sites else rows.stop - rows.start)
-            return trace
+        args, kwargs = task.inputs.rows(rows)
+        plate = draws_plate(draws.stop - draws.start, task.layout.nesting)
+        if task.latents is None:
+            return self._trace_per_datum(plate, args, kwargs, rows)
         values = {
-            name: layout.latent(name, value[draws], rows, inputs, self.parallel) for name, value in latents.items()
+            name: task.layout.latent(name, value[draws], rows, task.inputs, self.parallel)
+            for name, value in task.latents.items()
         }
         if self.parallel:
             return poutine.trace(poutine.condition(plate(self.model), data=values)).get_trace(*args, **kwargs)
         values = {name: value[0] for name, value in values.items()}
         return poutine.trace(poutine.condition(self.model, data=values)).get_trace(*args, **kwargs)
+
+    def _trace_per_datum(self, plate: Any, args: Any, kwargs: Any, rows: slice) -> Any:
+        assert self.guide is not None
+        guide = DatumMasks()(plate(self.guide))
+        guide_trace, trace = replayed(plate(self.model), guide, args, kwargs)
+        data = {n: s for n, s in sample_sites(trace) if n not in guide_trace.nodes and not is_deterministic(s)}
+        sites = {n: {**s, "is_observed": True} for n, s in data.items()}
+        check_data_plates(sites, guide_trace, rows=None if sites else rows.stop - rows.start)
+        return trace
 
     def _latent_names(self, inputs: Inputs) -> set[str]:
         if self.guide is None:
@@ -289,34 +287,20 @@ class DropoutPredictive(Predictive):
             trace = poutine.trace(self.guide).get_trace(*inputs.args, **inputs.kwargs)
         return {name for name, _ in sample_sites(trace)}
 
-    def _blocks(self, inputs: Inputs) -> Iterator[tuple[int, int, Any]]:
-        """Position, number and values of the draws that are kept at once: all, unless they need half the memory."""
+    def _blocks(self, inputs: Inputs) -> Iterator[_Block]:
+        """The draws that are kept at once: all, unless they need half the memory."""
         if self.guide is None:
-            yield 0, self.num_samples, self.posterior_samples
+            yield _Block(0, self.num_samples, self.posterior_samples)
         elif self.masks == "datum":
-            yield 0, self.num_samples, None
+            yield _Block(0, self.num_samples, None)
         else:
-            args, kwargs = inputs.args, inputs.kwargs
 
-            def draw(draws: slice, rows: slice) -> Any:
-                return self._draw_latents(draws.stop - draws.start, args, kwargs)
+            def draw(draws: slice) -> dict[str, Tensor]:
+                return drawn(self.guide, draws.stop - draws.start, self.parallel, inputs.args, inputs.kwargs)
 
-            number = Sizes.within(self.max_memory // 2, draw, self.num_samples, inputs.whole(), "of the guide").draws
+            number = Sizes.of_draws(self.max_memory // 2, draw, self.num_samples)
             for draws in slices(self.num_samples, number):
-                yield draws.start, draws.stop - draws.start, draw(draws, slice(0))
-
-    def _draw_latents(self, number: int, args: Any, kwargs: Any) -> dict[str, Tensor]:
-        """Draws from the guide by site, ``[number, ...]``."""
-        with torch.no_grad(), poutine.block():
-            if not self.parallel:
-                runs = [poutine.trace(self.guide).get_trace(*args, **kwargs) for _ in range(number)]
-                names = [name for name, site in sample_sites(runs[0]) if not site["infer"].get("is_auxiliary")]
-                return {name: torch.stack([run.nodes[name]["value"] for run in runs]) for name in names}
-            with forked_rng():
-                one = poutine.trace(self.guide).get_trace(*args, **kwargs)
-            plate = pyro.plate(_PLATE, number, dim=-plate_nesting(one) - 1)
-            trace = poutine.trace(plate(self.guide)).get_trace(*args, **kwargs)
-            return {n: site["value"] for n, site in sample_sites(trace) if not site["infer"].get("is_auxiliary")}
+                yield _Block(draws.start, draws.stop - draws.start, draw(draws))
 
     @contextmanager
     def _seeded(self) -> Iterator[None]:
@@ -328,60 +312,32 @@ class DropoutPredictive(Predictive):
             yield
 
 
-# What is read from a site: its name, the site, whether it is latent
+class _Block(NamedTuple):
+    """Draws that are in memory at once.
+
+    :param first: position of the first among all.
+    :param number: of them.
+    :param latents: their values by site, ``[number, ...]``; None where masks are drawn for each datum.
+    """
+
+    first: int
+    number: int
+    latents: Mapping[str, Tensor] | None
 
 
-def _read_value(name: str, site: Any, latent: bool) -> tuple[Tensor]:
-    value = site["value"]
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} is no tensor, but {type(value).__name__}, and cannot be returned")
-    return (value.dense() if isinstance(value, MaskedWeight) else value,)
+class _Task(NamedTuple):
+    """What is to be read of which draws.
 
+    :param latent: names of the guide's sites.
+    :param read: what is read at a site (``_reads``).
+    :param latents: draws of the guide, ``[number, ...]``; None where masks are drawn for each datum.
+    """
 
-def _read_moments(name: str, site: Any, latent: bool) -> tuple[Tensor, ...] | None:
-    if latent or isinstance(site.get("fn"), Unit):
-        return None
-    if name == "_RETURN" or is_deterministic(site):
-        (value,) = _read_value(name, site, latent)
-        value = value if value.is_floating_point() else value.to(torch.get_default_dtype())
-        return value, torch.zeros_like(value)
-    fn = site["fn"]
-    base = fn
-    while isinstance(base, Independent):
-        base = base.base_dist
-    if isinstance(base, Categorical):
-        return base.probs, base.probs * (1 - base.probs)
-    try:
-        return fn.mean, fn.variance
-    except NotImplementedError as error:
-        raise NotImplementedError(
-            f"site {name!r} has a {type(base).__name__}, which has no moments in closed form: name the other sites in "
-            "return_sites, or take moments of draws"
-        ) from error
-
-
-def _read_log_density(name: str, site: Any, latent: bool) -> tuple[Tensor, ...] | None:
-    if latent or name == "_RETURN" or not site["is_observed"] or is_deterministic(site) or isinstance(site["fn"], Unit):
-        return None
-    return (scale_and_mask(site["fn"].log_prob(site["value"]), 1.0, site["mask"]),)
-
-
-def _location(fn: Any) -> Tensor:
-    """What tells a distribution from one of the same family; of a deterministic site its value."""
-    base = fn
-    while isinstance(base, Independent):
-        base = base.base_dist
-    if isinstance(base, Categorical):
-        return base.logits[..., 0]
-    try:
-        return fn.mean
-    except NotImplementedError:
-        return torch.zeros(fn.batch_shape + fn.event_shape)
-
-
-def _is_weight(site: Any) -> bool:
-    """Of a network: a parameter of a ``BayesianModule``, or of two or more event dimensions."""
-    return "masked_units" in site["infer"] or site["fn"].event_dim >= 2
+    inputs: Inputs
+    layout: Layout
+    latent: set[str]
+    read: Callable
+    latents: Mapping[str, Tensor] | None
 
 
 def _copy(value: Tensor) -> Tensor:
