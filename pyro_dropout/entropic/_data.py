@@ -1,7 +1,4 @@
-"""What conjugate regression keeps of data that arrive in chunks.
-
-Beside the chain design → precision → distribution → regression; it knows designs alone.
-"""
+"""What conjugate regression keeps of data that arrive in chunks."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Rows of covariates, dense or sparse, and the few products that conjugate regression needs of them.
-
-First in the chain design → precision → distribution → regression.
-"""
+"""Rows of covariates, dense or sparse, and the few products that conjugate regression needs of them."""
 
 from __future__ import annotations
 
@@ -123,10 +120,10 @@ def _sparse_outer(first: Any, second: Any) -> Tensor:
     frequent = np.flatnonzero(np.bincount(first.indices, minlength=first.shape[1]) > 0.05 * first.shape[0])
     rare = np.ones(first.shape[1])
     rare[frequent] = 0.0
-    dense = (torch.from_numpy(m[:, frequent].toarray()) for m in (first, second))
+    left, right = (torch.from_numpy(m[:, frequent].toarray()) for m in (first, second))
     rest = first.multiply(rare[None, :]).tocsr()
     rest.eliminate_zeros()
-    return next(dense) @ next(dense).T + torch.from_numpy((rest @ second.T).toarray())
+    return left @ right.T + torch.from_numpy((rest @ second.T).toarray())
 
 
 class _SparseProduct(torch.autograd.Function):

@@ -1,7 +1,4 @@
-r"""Λ = diagonal + Gram matrix, by Cholesky of p × p or, where there are fewer rows than columns, of n × n.
-
-Second in the chain design → precision → distribution → regression.
-"""
+r"""Λ = diagonal + Gram matrix, by Cholesky of p × p or, where there are fewer rows than columns, of n × n."""
 
 from __future__ import annotations
 
@@ -10,9 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+import pyro_dropout._settings as settings
 from pyro_dropout.entropic._design import Design
-
-_BLOCK = 2**26  # float64 entries of a temporary matrix: 512 MiB
 
 
 class Precision(Protocol):
@@ -60,7 +56,7 @@ class DensePrecision:
         return torch.linalg.solve_triangular(self.factor, units, upper=False).square().sum(0)
 
     def inverse_quadratic(self, x: Design) -> Tensor:
-        rows = max(1, _BLOCK // self.p)
+        rows = max(1, settings.row_block // self.p)
         if x.n > rows and x.sparse is None:
             return torch.cat([self.inverse_quadratic(Design(part)) for part in x.dense.split(rows)])
         half = torch.linalg.solve_triangular(self.factor, x.to_dense().T, upper=False)
@@ -105,7 +101,9 @@ class DiagonalPlusRows:
         index = torch.arange(self.p) if index is None else index
         gain = self.scale / self.diagonal
         inverse = torch.cholesky_inverse(self.factor)  # n × n
-        forms = [self.rows.column_forms(inverse, part) for part in index.split(max(1, _BLOCK // self.rows.n))]
+        forms = [
+            self.rows.column_forms(inverse, part) for part in index.split(max(1, settings.row_block // self.rows.n))
+        ]
         return 1 / self.diagonal[index] - gain[index] ** 2 * torch.cat(forms)
 
     def inverse_quadratic(self, x: Design) -> Tensor:

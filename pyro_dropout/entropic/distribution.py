@@ -1,7 +1,4 @@
-"""The normal-inverse-gamma distribution of coefficients and noise variance, a prior and a posterior.
-
-Third in the chain design → precision → distribution → regression.
-"""
+"""The normal-inverse-gamma distribution of coefficients and noise variance, a prior and a posterior."""
 
 from __future__ import annotations
 
@@ -15,6 +12,7 @@ from torch import Tensor
 
 from pyro_dropout.entropic._design import Design
 from pyro_dropout.entropic._precision import DensePrecision, Precision
+from pyro_dropout.entropic._rate import check_rate
 
 
 class NormalInverseGamma(TorchDistribution):
@@ -30,7 +28,7 @@ class NormalInverseGamma(TorchDistribution):
     :param loc: μ, ``[p]``.
     :param precision: Λ, ``[p, p]``, or a :class:`~pyro_dropout.entropic._precision.Precision`.
     :param concentration: a > 0.
-    :param rate: b > 0 (the distribution's rate, not a drop rate).
+    :param noise_rate: b > 0, the rate of the InverseGamma.
     :raises ValueError: Λ is not positive definite, a or b not positive, shapes that do not match.
 
     Example::
@@ -46,7 +44,7 @@ class NormalInverseGamma(TorchDistribution):
     arg_constraints: ClassVar[dict[str, Any]] = {}
     has_rsample = False
 
-    def __init__(self, loc: Tensor, precision: Tensor | Precision, concentration: float, rate: float) -> None:
+    def __init__(self, loc: Tensor, precision: Tensor | Precision, concentration: float, noise_rate: float) -> None:
         loc = torch.as_tensor(loc)
         self.loc = loc.to(torch.float64)
         matrix = precision.to(torch.float64) if isinstance(precision, Tensor) else None
@@ -54,10 +52,10 @@ class NormalInverseGamma(TorchDistribution):
             shape = "" if matrix is None else f" and precision of shape {tuple(matrix.shape)}"
             raise ValueError(f"loc must be [p] and precision [p, p], but found loc of shape {tuple(loc.shape)}{shape}")
         self.precision: Any = precision if matrix is None else DensePrecision(matrix)
-        self.concentration, self.rate = float(concentration), float(rate)
-        if not (self.concentration > 0 and self.rate > 0 and math.isfinite(self.concentration + self.rate)):
+        self.concentration, self.noise_rate = float(concentration), float(noise_rate)
+        if not (self.concentration > 0 and self.noise_rate > 0 and math.isfinite(self.concentration + self.noise_rate)):
             raise ValueError(
-                f"InverseGamma needs a positive concentration and rate, but found {concentration} and {rate}"
+                f"InverseGamma needs positive concentration and noise_rate, but found {concentration} and {noise_rate}"
             )
         self._dtype = loc.dtype
         super().__init__(torch.Size(), torch.Size((len(loc) + 1,)), validate_args=False)
@@ -85,14 +83,14 @@ class NormalInverseGamma(TorchDistribution):
             gamma = torch.distributions.Gamma(
                 torch.tensor(self.concentration, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)
             )
-            variance = self.rate / gamma.sample((n,))
+            variance = self.noise_rate / gamma.sample((n,))
             w = self.loc + variance.sqrt().unsqueeze(1) * self.precision.draw(n)
             return torch.cat([w, variance.unsqueeze(1)], 1).reshape(shape + self.event_shape).to(self._dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Joint log-density of ``[w, σ²]``, in nats."""
         w, variance = self.split(value.to(torch.float64))
-        a, b, p = self.concentration, self.rate, len(self.loc)
+        a, b, p = self.concentration, self.noise_rate, len(self.loc)
         quadratic = self.precision.quadratic(w - self.loc)
         normal = 0.5 * (self.precision.logdet - p * (2 * math.pi * variance).log() - quadratic / variance)
         gamma = a * math.log(b) - math.lgamma(a) - (a + 1) * variance.log() - b / variance
@@ -105,25 +103,25 @@ class NormalInverseGamma(TorchDistribution):
         """
         index = None if index is None else torch.atleast_1d(torch.as_tensor(index))
         loc = self.loc if index is None else self.loc[index]
-        scale = (self.rate / self.concentration * self.precision.inverse_diagonal(index)).sqrt()
+        scale = (self.noise_rate / self.concentration * self.precision.inverse_diagonal(index)).sqrt()
         return dist.StudentT(torch.tensor(2 * self.concentration, dtype=torch.float64), loc, scale)
 
     @property
     def noise(self) -> dist.InverseGamma:
         """The marginal of σ²."""
-        a, b = torch.tensor([self.concentration, self.rate], dtype=torch.float64)
+        a, b = torch.tensor([self.concentration, self.noise_rate], dtype=torch.float64)
         return dist.InverseGamma(a, b)
 
     @property
     def mean(self) -> Tensor:
         """``[E w, E σ²]``; the latter is infinite for a ≤ 1."""
-        a, b = self.concentration, self.rate
+        a, b = self.concentration, self.noise_rate
         return torch.cat([self.loc, torch.tensor([b / (a - 1) if a > 1 else math.inf])])
 
     @property
     def variance(self) -> Tensor:
         """Of each entry; infinite where it does not exist."""
-        a, b = self.concentration, self.rate
+        a, b = self.concentration, self.noise_rate
         w = b / (a - 1) * self.precision.inverse_diagonal() if a > 1 else torch.full_like(self.loc, math.inf)
         return torch.cat([w, torch.tensor([b**2 / ((a - 1) ** 2 * (a - 2)) if a > 2 else math.inf])])
 
@@ -156,19 +154,5 @@ class NormalInverseGamma(TorchDistribution):
         loc = precision.solve(old @ self.loc + keep * design.rmatvec(y))
         residual = y - design.matvec(keep * loc)
         spread = keep * (1 - keep) * gram.diagonal() @ loc**2
-        b = self.rate + 0.5 * (residual @ residual + spread + self.precision.quadratic(loc - self.loc))
+        b = self.noise_rate + 0.5 * (residual @ residual + spread + self.precision.quadratic(loc - self.loc))
         return NormalInverseGamma(loc.to(self._dtype), precision, self.concentration + design.n / 2, float(b))
-
-
-def check_rate(rate: Any, p: int) -> Tensor:
-    """The drop rate of each covariate, ``[p]``, in [0, 1)."""
-    rate = torch.as_tensor(rate, dtype=torch.float64)
-    if rate.shape not in ((), (p,)):
-        raise ValueError(
-            f"rate must be a number, or one for each of {p} covariates, but found shape {tuple(rate.shape)}"
-        )
-    if not bool(((rate >= 0) & (rate < 1)).all()):
-        raise ValueError(
-            f"rate is the probability of dropping a covariate and lies in [0, 1), but found {rate.tolist()}"
-        )
-    return rate.expand(p)

@@ -17,9 +17,11 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_dropout.weights.plates import same_values
-from pyro_dropout.entropic.distribution import check_rate
-from pyro_dropout.weights.weight import MaskedUnits, MaskedWeight
+from pyro_dropout._sites import elementwise, plate_depth
+from pyro_dropout._values import same_values
+from pyro_dropout.entropic._rate import check_rate
+from pyro_dropout.weights.units import MaskedUnits
+from pyro_dropout.weights.weight import MaskedWeight
 
 MAX_ENUMERATED = 12
 
@@ -104,7 +106,7 @@ class entropic_dropout:
         with poutine.block(), torch.no_grad():
             trace = poutine.trace(self.model).get_trace(*args, **kwargs)
         for name, site in trace.nodes.items():
-            depth = max((-f.dim for f in site.get("cond_indep_stack", ()) if f.vectorized), default=0)
+            depth = plate_depth(site)
             if depth > self.max_plate_nesting:
                 raise ValueError(f"site {name!r} is in {depth} plate dimensions: give max_plate_nesting={depth}")
         self._units, self._counts = {}, []
@@ -129,7 +131,9 @@ class entropic_dropout:
         if self.expectation == "enumerate":
             self._masks, self._weights = _enumerated(keep)
         elif self.expectation == "moments":
-            self._masks, self._weights = _sigma_points(keep)
+            points, probes = _sigma_points(keep)
+            self._masks = torch.cat([points, probes])
+            self._weights = torch.cat([keep.new_full((len(points),), 1 / len(points)), keep.new_zeros(len(probes))])
         elif self.expectation == "bank":
             self._masks, self._weights = _drawn(keep, self.num_masks)
         self._check_broadcasting(trace, *args, **kwargs)
@@ -237,19 +241,14 @@ def _drawn(keep: Tensor, num_masks: int) -> tuple[Tensor, Tensor]:
 
 
 def _sigma_points(keep: Tensor) -> tuple[Tensor, Tensor]:
-    """Points ``keep ± √(units · variance)`` along each axis, and two of weight 0 for :func:`_check_linear_gaussian`."""
-    units = len(keep)
-    steps = torch.diag((units * keep * (1 - keep)).sqrt())
-    extra = torch.stack([keep, torch.where(keep < 1, torch.rand_like(keep), keep)])
-    masks = torch.cat([keep + steps, keep - steps, extra])
-    weights = keep.new_full((len(masks),), 1 / (2 * units))
-    weights[-2:] = 0.0
-    return masks, weights
+    """Points ``keep ± √(units · variance)`` along each axis; two more that tell whether a mean is affine in masks."""
+    steps = torch.diag((len(keep) * keep * (1 - keep)).sqrt())
+    probes = torch.stack([keep, torch.where(keep < 1, torch.rand_like(keep), keep)])
+    return torch.cat([keep + steps, keep - steps]), probes
 
 
 def _check_linear_gaussian(name: str, fn: Any, masks: Tensor, keep: Any) -> None:
-    while isinstance(fn, torch.distributions.Independent):
-        fn = fn.base_dist
+    fn = elementwise(fn)
     if type(fn).__name__ != "Normal":
         raise ValueError(
             f'expectation="moments" is exact for a Normal likelihood alone, but site {name!r} is {type(fn).__name__}: '
@@ -257,7 +256,7 @@ def _check_linear_gaussian(name: str, fn: Any, masks: Tensor, keep: Any) -> None
         )
     units = len(keep)
     loc, scale = fn.loc.detach(), fn.scale.detach()
-    up, down, centre, other = loc[:units], loc[units:-2], loc[-2], loc[-1]
+    up, down, (centre, other) = loc.split((units, units, 2))
     steps = (masks[:units] - keep).diagonal()
     gain = torch.where(steps > 0, (masks[-1] - keep) / steps.clamp_min(torch.finfo(steps.dtype).tiny), 0.0)
     straight = centre + torch.tensordot(gain, 0.5 * (up - down), dims=1)

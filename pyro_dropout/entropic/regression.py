@@ -1,7 +1,4 @@
-"""Linear regression under the dropout constraint, in closed form and at any size, for scikit-learn.
-
-Last in the chain design → precision → distribution, data → regression.
-"""
+"""Linear regression under the dropout constraint, in closed form and at any size, for scikit-learn."""
 
 from __future__ import annotations
 
@@ -17,15 +14,24 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
 from torch import Tensor
 
-from pyro_dropout.interop.arviz import to_arviz
 from pyro_dropout.entropic._data import RegressionData
 from pyro_dropout.entropic._design import Design
-from pyro_dropout.entropic.distribution import NormalInverseGamma, check_rate
 from pyro_dropout.entropic._precision import DensePrecision, DiagonalPlusRows, Precision
+from pyro_dropout.entropic._rate import check_rate
+from pyro_dropout.entropic.distribution import NormalInverseGamma
+from pyro_dropout.interop.groups import inference_data
 
 
-class Draws(NamedTuple):
-    """Joint posterior draws: coefficients (1-f) w ``[draws, p]``, intercepts and noise variances ``[draws]``."""
+class PosteriorDraws(NamedTuple):
+    """Joint posterior draws: coefficients (1-f) w ``[draws, p]``, intercepts and noise variances ``[draws]``.
+
+    Example::
+
+        >>> x = np.random.default_rng(0).normal(size=(20, 2))
+        >>> draws = EntropicLinearRegression().fit(x, x @ [1.0, -1.0]).sample(5, random_state=0)
+        >>> isinstance(draws, PosteriorDraws), draws.coef.shape, draws.noise_variance.shape
+        (True, (5, 2), (5,))
+    """
 
     coef: np.ndarray
     intercept: np.ndarray
@@ -210,7 +216,7 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
             log_z += self.a0 * math.log(self.b0) - math.lgamma(self.a0)
         return log_z + math.lgamma(a) - a * math.log(b)
 
-    def sample(self, n_draws: int = 1, random_state: Any = None) -> Draws:
+    def sample(self, n_draws: int = 1, random_state: Any = None) -> PosteriorDraws:
         """Exact joint draws of coefficients, intercept and noise variance."""
         check_is_fitted(self)
         generator = torch.Generator().manual_seed(int(check_random_state(random_state).randint(2**31 - 1)))
@@ -222,7 +228,7 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
         if self.fit_intercept:
             noise = torch.randn(n_draws, dtype=torch.float64, generator=generator)
             intercept = self._y_mean - coef @ self._x_mean + deviation * noise / math.sqrt(self._data.n)
-        return Draws(coef.numpy(), intercept.numpy(), variance.numpy())
+        return PosteriorDraws(coef.numpy(), intercept.numpy(), variance.numpy())
 
     def credible_interval(self, mass: float = 0.95, index: Any = None) -> np.ndarray:
         """Central intervals of coefficients, ``[p, 2]``, or of those in ``index``."""
@@ -255,7 +261,7 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
             groups["log_likelihood"] = {"y": noise.logpdf(y)[None]}
             groups["observed_data"] = {"y": y}
         coords = {} if feature_names is None else {"feature": list(feature_names)}
-        return to_arviz(arviz, groups, coords, {"coef": ["feature"], "y": ["data"]})
+        return inference_data(arviz, groups, coords, {"coef": ["feature"], "y": ["data"]})
 
     # Prediction
 

@@ -1,7 +1,10 @@
-"""Measures of predictive distributions, from draws on the first dimension or labelled by ArviZ.
+"""Measures of predictive distributions: numbers that judge.
 
-What torchmetrics, scikit-learn and ArviZ have is not here: calibration error of class probabilities, Jaccard index,
-Brier score, areas under curves, LOO.
+All take draws on the first dimension, as tensors or as arrays that ArviZ labelled (``_labels``), and know no model. For
+classes (``classification``): entropies of predictions, mutual information (BALD), variation ratio, accuracy against
+uncertainty. For numbers (``regression``): coverage and score of intervals, CRPS, calibration of quantiles. ``moments``
+has means, variances by their sources, and log-likelihoods, of both. What torchmetrics, scikit-learn and ArviZ have is
+not here: calibration error of class probabilities, Jaccard index, Brier score, areas under curves, LOO.
 """
 
 from pyro_dropout.metrics.classification import (

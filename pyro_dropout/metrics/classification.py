@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_dropout.metrics.labels import as_tensor, check_finite, from_draws
+from pyro_dropout.metrics._labels import as_tensor, check_finite, from_draws
 
 
 def predictive_entropy(probs: Any) -> Any:

@@ -7,11 +7,18 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pyro_dropout.metrics.labels import check_finite, from_draws
+from pyro_dropout.metrics._labels import check_finite, from_draws
 
 
 class PredictiveMoments(NamedTuple):
-    """Mean of a prediction and its variance in parts, in units of y and y²."""
+    """Mean of a prediction and its variance in parts, in units of y and y².
+
+    Example::
+
+        >>> moments = PredictiveMoments(torch.tensor(1.0), epistemic=torch.tensor(0.5), aleatoric=torch.tensor(0.25))
+        >>> moments.variance
+        tensor(0.7500)
+    """
 
     mean: Any
     epistemic: Any

@@ -1,1 +1,16 @@
-"""Steps without Python: SVI that is traced once and compiled, and many networks in one step."""
+"""Training: steps without Python, many networks in one step, runs that go on where they were interrupted.
+
+Stock ``pyro.infer.SVI`` trains every guide of this package. ``CompiledSVI`` (``compiled``) is the same with model,
+guide, loss, gradient and the optimiser's update traced once into one graph that is compiled; ``ReplicatedSVI``
+(``replicates``) maps that graph over many networks. ``checkpoint`` saves what training goes on from. The machinery is
+in ``_steps``, in this order: ``randomness`` (numbers as a function of a key), ``graph`` (what a function does to
+tensors),
+``update`` (an optimiser's), ``state`` (what model and guide hold), ``program`` (a whole step), ``differences`` and
+``shared`` (the step of many replicates); what it takes of PyTorch's internals stands in ``internals`` alone.
+"""
+
+from pyro_dropout.training.checkpoint import load_checkpoint, save_checkpoint
+from pyro_dropout.training.compiled import CompiledSVI
+from pyro_dropout.training.replicates import ReplicatedSVI
+
+__all__ = ["CompiledSVI", "ReplicatedSVI", "load_checkpoint", "save_checkpoint"]

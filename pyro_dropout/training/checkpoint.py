@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from pyro.optim import PyroOptim
-from pyro.optim.optim import _get_state_dict, _load_state_dict
 from torch import Tensor, nn
+
+from pyro_dropout._store import load_state_of, state_of
 
 _FORMAT = "pyro_dropout 1"
 
@@ -64,6 +65,14 @@ def load_checkpoint(path: str | os.PathLike, map_location: Any = None, **parts: 
     :returns: the other values, by name: step numbers and the like.
     :raises ValueError: names that the file has not, or has and are missing here; a guide before its first call together
         with an optimiser.
+
+    Example::
+
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "fit.pt"
+        >>> save_checkpoint(path, layer=nn.Linear(2, 1), step=3)
+        >>> load_checkpoint(path, layer=nn.Linear(2, 1))["step"]
+        3
     """
     try:
         state = torch.load(path, map_location=map_location, weights_only=True)
@@ -113,7 +122,7 @@ def _state(name: str, part: Any, names: dict[str, Tensor]) -> Any:
         known = {id(parameter): n for n, parameter in names.items()}
         if any(id(parameter) not in known for parameter in part.optim_objs):
             raise ValueError(f"{name} has parameters that are in none of the modules: save model and guide with it")
-        return {known[id(parameter)]: _get_state_dict(optimiser) for parameter, optimiser in part.optim_objs.items()}
+        return {known[id(parameter)]: state_of(optimiser) for parameter, optimiser in part.optim_objs.items()}
     if _is_new(part):
         raise ValueError(f"{name} has no parameters before its first call: there is nothing to save")
     return part.state_dict()
@@ -123,17 +132,13 @@ def _check_fits(name: str, module: nn.Module, state: dict[str, Tensor]) -> None:
     """Before anything is loaded, so that a wrong file changes nothing."""
     if _is_new(module):
         return
-    own = module.state_dict()
-    wrong = [key for key in own.keys() | state.keys() if key not in own or key not in state]
-    wrong += [
-        key for key in own.keys() & state.keys() if getattr(own[key], "shape", 0) != getattr(state[key], "shape", 0)
-    ]
+    fitting = module.state_dict()
+    wrong = sorted(fitting.keys() ^ state.keys())
+    for key in fitting.keys() & state.keys():
+        if getattr(fitting[key], "shape", 0) != getattr(state[key], "shape", 0):
+            wrong.append(key)
     if wrong:
         raise ValueError(f"{name} is not what was saved: {', '.join(sorted(wrong))} are missing or of another shape")
-
-
-def _shape(value: Any) -> Any:
-    return getattr(value, "shape", None)
 
 
 def _is_new(part: Any) -> bool:
@@ -159,7 +164,7 @@ def _load_pyro_optimiser(optimiser: Any, states: dict[str, Any], names: dict[str
         if parameter not in optimiser.optim_objs:
             optimiser.optim_objs[parameter] = optimiser._get_optim(parameter)
             optimiser.grad_clip[parameter] = optimiser._get_grad_clip(parameter)
-        _load_state_dict(optimiser.optim_objs[parameter], state)
+        load_state_of(optimiser.optim_objs[parameter], state)
 
 
 def _random_state() -> dict[str, Any]:

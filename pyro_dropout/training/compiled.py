@@ -1,7 +1,4 @@
-"""SVI without Python in its steps: model, guide, loss and optimiser are traced once and compiled.
-
-After program in the chain randomness → graph → update → program → svi → replicates.
-"""
+"""SVI without Python in its steps: model, guide, loss and optimiser are traced once and compiled."""
 
 from __future__ import annotations
 
@@ -10,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from enum import Enum
 from typing import Any
 
 import torch
@@ -17,22 +15,14 @@ from pyro.infer import SVI
 from pyro.infer.util import zero_grads
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from pyro_dropout.weights.plates import find_nonfinite
-from pyro_dropout.training._steps.program import (
-    Program,
-    called_modules,
-    check,
-    drawn_by,
-    eager_gradients,
-    keys,
-    modules_of,
-    parameters_of,
-    step_program,
-    tensors_of,
-)
 from pyro_dropout.losses.elbo import TraceDropout_ELBO
+from pyro_dropout.losses.nonfinite import find_nonfinite, not_finite
+from pyro_dropout.training._steps.messages import announce, first_line
+from pyro_dropout.training._steps.program import Program, check_loss_and_backend, eager_gradients, step_program
+from pyro_dropout.training._steps.randomness import drawn_by, random_keys
+from pyro_dropout.training._steps.state import called_modules, modules_of, parameters_of, tensors_of
 
 
 class CompiledSVI(SVI):
@@ -92,12 +82,11 @@ class CompiledSVI(SVI):
         progress: bool = True,
     ) -> None:
         loss = TraceDropout_ELBO() if loss is None else loss
-        check("CompiledSVI", [loss], backend)
+        check_loss_and_backend("CompiledSVI", [loss], backend)
         super().__init__(model, guide, optim, loss)
         self.elbo, self.backend, self.progress = loss, backend, progress
-        self._plain = SVI(model, guide, optim, loss)
         self.loss_and_grads = self._loss_and_grads
-        self._programs: dict[Any, Any] = {}
+        self._programs: dict[Any, Program | _Outcome] = {}
         self._called: dict[nn.Module, None] = {}
         self._modules: list[nn.Module] = []  # all that are known
         self._has_gradients = False  # that loss_and_grads left for the next step
@@ -106,21 +95,7 @@ class CompiledSVI(SVI):
 
     def step(self, *args: Any, **kwargs: Any) -> float:
         """A step, and its estimate of the loss."""
-        kind = "gradients" if self._has_gradients else "step"
-        program, inputs = self._program(kind, args, kwargs)
-        if program is _FAILED and kind == "step":  # perhaps the update alone
-            kind = "gradients"
-            program, inputs = self._program(kind, args, kwargs)
-        if program is None:
-            loss, parameters = self._first(kind, args, kwargs)
-        elif program is _FAILED:
-            loss, parameters = self._plain.step(*args, **kwargs), []
-        else:
-            loss = self._finite(program, program(program.keys(1)[0], inputs), args, kwargs)
-            if program.update is not None:
-                return loss
-            program.accumulate()
-            parameters = list(program.parameters.values())
+        loss, parameters = self._run("gradients" if self._has_gradients else "step", args, kwargs)
         if parameters:
             self.optim(parameters)
             zero_grads(parameters)
@@ -138,7 +113,7 @@ class CompiledSVI(SVI):
         rows = _rows(args, kwargs)
         losses: list[float] = []
         for i, arguments in enumerate(rows):
-            program, _ = self._program("step", *arguments)
+            program, _ = self._look_up("step", *arguments)
             if isinstance(program, Program) and not self._has_gradients:
                 break
             try:
@@ -150,7 +125,7 @@ class CompiledSVI(SVI):
         inputs = list(zip(*(leaf.unbind() for leaf in tensors_of(args, kwargs)), strict=True))[len(losses) :]
         called: list[Tensor] = []
         for key, values in zip(program.keys(len(inputs)).unbind(), inputs, strict=True):
-            if called:  # before the first call _program does
+            if called:  # before the first call _look_up does
                 program.refresh()
             called.append(program(key, values))
         results = torch.stack(called)
@@ -163,65 +138,76 @@ class CompiledSVI(SVI):
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
         """An estimate of the loss."""
-        program, inputs = self._program("loss", args, kwargs)
-        if program is None:
-            return self._first("loss", args, kwargs)[0]
-        if program is _FAILED:
-            return self._plain.evaluate_loss(*args, **kwargs)
-        return self._finite(program, program(program.keys(1)[0], inputs), args, kwargs)
+        return self._run("loss", args, kwargs)[0]
 
     def _loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """An estimate of the loss, whose gradient is added to the parameters' ``grad``."""
         if model is not self.model or guide is not self.guide:
             return self.elbo.loss_and_grads(model, guide, *args, **kwargs)
         self._has_gradients = True
-        program, inputs = self._program("gradients", args, kwargs)
-        if program is None:
-            return self._first("gradients", args, kwargs)[0]
-        if program is _FAILED:
-            return self.elbo.loss_and_grads(model, guide, *args, **kwargs)
-        loss = self._finite(program, program(program.keys(1)[0], inputs), args, kwargs)
-        program.accumulate()
-        return loss
+        return self._run("gradients", args, kwargs)[0]
+
+    # Three ways to run, each to the loss and the parameters that have gradients and are still to be updated
+
+    def _run(self, kind: str, args: Any, kwargs: Any) -> tuple[float, list[Tensor]]:
+        """Arguments of a kind that is new run eagerly, from the second time on compiled, eagerly where that cannot be.
+
+        :param kind: ``"loss"``, ``"gradients"`` (added to those that parameters have) or ``"step"``.
+        """
+        way, inputs = self._look_up(kind, args, kwargs)
+        if way is _Outcome.FAILED and kind == "step":  # perhaps the update alone
+            return self._run("gradients", args, kwargs)
+        if isinstance(way, Program):
+            return self._compiled(way, inputs, args, kwargs)
+        return self._first(kind, args, kwargs) if way is None else self._eagerly(kind, None, args, kwargs)
 
     def _first(self, kind: str, args: Any, kwargs: Any) -> tuple[float, list[Tensor]]:
-        """Eagerly, with all checks: the loss, and the parameters, which then have gradients."""
+        """The first time: eagerly, with all checks, by the random numbers that a compiled step would have drawn."""
         functions = (self.model, self.guide)
         if not self._modules:
             with called_modules(self._called):
                 self.elbo.set_up(*functions, *args, **kwargs)
         before = torch.get_rng_state()
         tensors = [p for m in modules_of(*functions, *self._called) for p in m.parameters()] + tensors_of(args, kwargs)
-        key = keys(1, tensors[0].device if tensors else None)[0]
-        outcome = _SEEN
+        key = random_keys(1, tensors[0].device if tensors else None)[0]
+        outcome = _Outcome.SEEN
         with called_modules(self._called):
             try:
                 result = self._eagerly(kind, key, args, kwargs)
             except NotImplementedError as error:  # random numbers that are no function of a key
-                self._warn(f"the model or its guide cannot be traced ({_first_line(error)})")
-                outcome = _FAILED
+                self._warn(f"the model or its guide cannot be traced ({first_line(error)})")
+                outcome = _Outcome.FAILED
                 torch.set_rng_state(before)
                 result = self._eagerly(kind, None, args, kwargs)
         self._modules = modules_of(*functions, *self._called)
-        for also in {kind, "gradients"} if kind == "step" else {kind}:
-            self._programs[self._key(also, args, kwargs)[0]] = outcome
+        for seen in ("step", "gradients") if kind == "step" else (kind,):  # a step whose update fails has gradients
+            self._programs[self._key(seen, args, kwargs)[0]] = outcome
         return result
 
     def _eagerly(self, kind: str, key: Tensor | None, args: Any, kwargs: Any) -> tuple[float, list[Tensor]]:
+        """With all checks, by the random numbers of a key, or without one by PyTorch's own."""
         if kind == "loss":
             with torch.no_grad(), drawn_by(key):
                 return self.elbo.loss(self.model, self.guide, *args, **kwargs), []
         loss, parameters = eager_gradients(self.model, self.guide, self.elbo, key, args, kwargs)
         return loss, list(parameters)
 
+    def _compiled(self, program: Program, inputs: list[Tensor], args: Any, kwargs: Any) -> tuple[float, list[Tensor]]:
+        loss = self._finite(program, program(program.keys(1)[0], inputs), args, kwargs)
+        if program.update is not None or not program.gradients:
+            return loss, []
+        program.accumulate()
+        return loss, list(program.parameters.values())
+
     def _finite(self, program: Program, result: Tensor, args: Any, kwargs: Any, where: str = "") -> float:
         loss, finite = result.tolist()
         if finite:
             return loss
-        program.go_on()
+        program.revive()
         what = "the loss is finite, but its gradient is not" if math.isfinite(loss) else f"the loss is {loss}"
-        culprit = find_nonfinite(self.model, self.guide, args, kwargs)
-        raise ValueError(f"{where}{f'{culprit}: ' if culprit else ''}{what}; parameters were not changed")
+        raise not_finite(what, find_nonfinite(self.model, self.guide, args, kwargs), where)
+
+    # What is compiled, by kind of arguments
 
     def _key(self, kind: str, args: Any, kwargs: Any) -> tuple[Any, list[Tensor]]:
         """What a program is made for, and the tensors among the arguments."""
@@ -233,30 +219,30 @@ class CompiledSVI(SVI):
         kinds = tuple((leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf for leaf in leaves)
         return (kind, spec, kinds, tuple(module.training for module in self._modules)), inputs
 
-    def _program(self, kind: str, args: Any, kwargs: Any) -> tuple[Any, list[Tensor]]:
+    def _look_up(self, kind: str, args: Any, kwargs: Any) -> tuple[Any, list[Tensor]]:
         """What was compiled for such arguments, None if they are new, or that it cannot be; the tensors among them."""
         key, inputs = self._key(kind, args, kwargs)
         try:
             program = self._programs.get(key)
         except TypeError as error:
             self._warn(f"an argument is neither a tensor nor can it be compared ({error})")
-            return _FAILED, inputs
-        if program is _SEEN:
+            return _Outcome.FAILED, inputs
+        if program is _Outcome.SEEN:
             program = self._programs[key] = self._build(kind, args, kwargs)
         elif isinstance(program, Program) and not program.is_current():
             self._changed_options += program.update is not None and not program.update.same_options()
-            program = None
+            return None, inputs
         if isinstance(program, Program):
             program.refresh()
         return program, inputs
 
-    def _build(self, kind: str, args: Any, kwargs: Any) -> Any:
+    def _build(self, kind: str, args: Any, kwargs: Any) -> Program | _Outcome:
         start = time.perf_counter()
         functions = (self.model, self.guide, self.elbo, args, kwargs)
         modules = self._modules
         if kind == "step" and self._changed_options > 2:
             self._warn("the optimiser's options change, which are a part of what is compiled", "the update")
-            return _FAILED
+            return _Outcome.FAILED
         try:
             parameters = parameters_of(*functions, modules)
             if kind == "step":
@@ -269,14 +255,14 @@ class CompiledSVI(SVI):
                 with suppress(Exception):
                     Program(*functions, parameters=parameters, modules=modules)
                     reason, what = "the optimiser's update", "the update"
-            self._warn(f"{reason} cannot be traced ({_first_line(error)})", what)
-            return _FAILED
+            self._warn(f"{reason} cannot be traced ({first_line(error)})", what)
+            return _Outcome.FAILED
         if self.backend == "inductor":
             try:
                 program.compile()
             except Exception as error:
-                self._warn(f"the compiler failed ({_first_line(error)})")
-                return _FAILED
+                self._warn(f"the compiler failed ({first_line(error)})")
+                return _Outcome.FAILED
             self._say(kind, args, kwargs, time.perf_counter() - start)
         return program
 
@@ -293,7 +279,11 @@ class CompiledSVI(SVI):
             announce(f"CompiledSVI: compiled a {kind}", args, kwargs, seconds, again)
 
 
-_SEEN, _FAILED = "seen", "failed"  # the next will be compiled; cannot be
+class _Outcome(Enum):
+    """What became of arguments of a kind that have no program."""
+
+    SEEN = "ran once: the next time they are compiled"
+    FAILED = "cannot be compiled"
 
 
 def _rows(args: Any, kwargs: Any) -> list[tuple[Any, Any]]:
@@ -309,12 +299,3 @@ def _rows(args: Any, kwargs: Any) -> list[tuple[Any, Any]]:
         tree_unflatten([leaf if rows is None else rows[i] for leaf, rows in zip(leaves, columns, strict=True)], spec)
         for i in range(numbers.pop())
     ]
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-
-
-def announce(what: str, args: Any, kwargs: Any, seconds: float, more: str = "") -> None:
-    leaves = [tuple(leaf.shape) if isinstance(leaf, Tensor) else leaf for leaf in tree_leaves((args, kwargs))]
-    print(f"{what} for {', '.join(map(str, leaves))} in {seconds:.1f} s{more}")

@@ -1,0 +1,1 @@
+"""The machinery of compiled steps; see ``pyro_dropout.training``."""

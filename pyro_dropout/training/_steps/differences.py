@@ -1,7 +1,4 @@
-"""What a replicate consists of, by path: how replicates are told apart, and tensors of one found in another.
-
-For replicates, after update.
-"""
+"""What a replicate consists of, by path: how replicates are told apart, and tensors of one found in another."""
 
 from __future__ import annotations
 
@@ -79,6 +76,14 @@ def _walk(value: Any, path: str, seen: dict[int, Any]) -> Iterator[tuple[str, An
 
 
 def _members(value: Any) -> Iterator[tuple[str, Any]]:
+    """What an object refers to, by name. A number that differs between replicates may hide in each of these:
+
+    * mappings, lists, tuples, deques: entries;
+    * partials and bound methods: a function, and what it was bound to;
+    * functions: the variables of the scope they were made in, and defaults (a model that is a closure over its scale);
+    * classes that are no library's: attributes, and methods as functions (a class that was made with the replicate);
+    * anything else: attributes, slots, and its class; of guides and modules without what no step reads.
+    """
     if isinstance(value, Mapping):
         yield from ((str(key), part) for key, part in value.items())
     elif isinstance(value, list | tuple | deque):

@@ -1,21 +1,16 @@
-"""What a function does to tensors, traced once into a graph that is compiled: no Python is left in it.
-
-After randomness in the chain randomness → graph → update → program → svi → replicates.
-"""
+"""What a function does to tensors, traced once into a graph that is compiled: no Python is left in it."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._decomp import get_decompositions
-from torch._guards import TracingContext, tracing
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyro_dropout.training._steps.internals import compile_graph, decompositions_of, one_fake_mode
 
 aten = torch.ops.aten
 _BROADCAST = 32  # entries that a number must be shared by for it to be worth a place in memory
@@ -35,7 +30,7 @@ def _copied(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tenso
 
 # Operations that would be mapped one entry after the other.
 _WITHOUT_VMAP: dict[Any, Any] = {
-    **get_decompositions([aten._native_batch_norm_legit_functional, aten.native_batch_norm_backward]),
+    **decompositions_of([aten._native_batch_norm_legit_functional, aten.native_batch_norm_backward]),
     aten.copy.default: _copied,
 }
 
@@ -72,8 +67,7 @@ class Traced(NamedTuple):
 
 def graph_of(function: Callable[..., Any], inputs: Sequence[Tensor], decompositions: Any = None) -> GraphModule:
     """Runs the function once. Whatever it does that is no operation on tensors happens now and never again."""
-    # One mode for the shapes of all operations: without this each makes its own, half of the time of a trace.
-    with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
+    with one_fake_mode():
         return make_fx(function, decomposition_table=decompositions)(*inputs)
 
 
@@ -115,10 +109,7 @@ def compiled(traced: Traced, inputs: Sequence[Tensor]) -> Callable[..., Any]:
     module = GraphModule(torch.nn.Module(), _with_shared_numbers(_with_biases_apart(traced.module.graph)))
     on_cpu = all(t.device.type == "cpu" for t in (*inputs, *traced.tensors))
     options = {"cpp_wrapper": True, "cpp.min_chunk_size": _CHUNK} if on_cpu else {}
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the compiler about itself
-        function = torch._inductor.compile(module, [*inputs, *traced.tensors], options=options)
-    return torch.no_grad()(function)
+    return torch.no_grad()(compile_graph(module, [*inputs, *traced.tensors], options))
 
 
 def _with_shared_numbers(graph: Graph) -> Graph:

@@ -1,12 +1,8 @@
-"""What a step does with model, guide, loss and optimiser, as one compiled function of data and a key.
-
-After update in the chain randomness → graph → update → program → svi → replicates.
-"""
+"""What a step does with model, guide, loss and optimiser, as one compiled function of data and a key."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pyro
@@ -14,37 +10,21 @@ import pyro.poutine as poutine
 import torch
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from pyro_dropout.training._steps.graph import compiled, trace
-from pyro_dropout.training._steps.randomness import KeyedRandomness
-from pyro_dropout.training._steps.update import Update
+from pyro_dropout._store import still_stored, stored
 from pyro_dropout.losses.elbo import TraceDropout_ELBO
-from pyro_dropout._sites import forked_rng
-
-
-def keys(number: int, device: Any = None, generator: torch.Generator | None = None) -> Tensor:
-    """Of masks and all else that is random, from a generator of the CPU, PyTorch's by default, ``[number, 2]``."""
-    return torch.randint(-(2**31), 2**31, (number, 2), dtype=torch.int32, generator=generator).to(device)
-
-
-def check(who: str, losses: Iterable[Any], backend: str) -> None:
-    """Raises where a loss or a backend is none that compiled steps have."""
-    for loss in losses:
-        if not isinstance(loss, TraceDropout_ELBO):
-            raise ValueError(
-                f"{who} traces the losses of pyro_dropout, but found {type(loss).__name__}: use TraceDropout_ELBO or "
-                "RenyiDropout_ELBO, or pyro.infer.SVI for this loss"
-            )
-    if backend not in ("inductor", "eager"):
-        raise ValueError(f'backend must be "inductor" or "eager", but found {backend!r}')
+from pyro_dropout.training._steps.graph import compiled, trace
+from pyro_dropout.training._steps.randomness import KeyedRandomness, drawn_by, random_keys
+from pyro_dropout.training._steps.state import held_by, modules_of, still_held, unchanged
+from pyro_dropout.training._steps.update import Update
 
 
 class Program:
     """The loss of some arguments; with ``gradients`` of all parameters; with ``update`` a step.
 
     A call returns ``[loss, 1 or 0]``, whether loss and gradients are finite; an update happens only where they are,
-    and where all before it were, until :meth:`go_on`.
+    and where all before it were, until :meth:`revive`. One of ``_loss``, ``_gradients_of`` and ``_step`` is traced.
 
     :param args, kwargs: arguments of model and guide of the kind that calls will have.
     :param parameters: those that the loss has, by name.
@@ -76,12 +56,12 @@ class Program:
         self._alive = torch.ones((), dtype=torch.bool, device=device)
         self.examples = [torch.zeros(2, dtype=torch.int32, device=device), *inputs]
         self._with_gradient: list[Tensor] = []  # parameters that the loss depends on
-        store = pyro.get_param_store()._params
-        self._stored = [(name, store[name]) for name in parameters if name in store]
+        self._stored = stored(parameters)
         self._held = held_by(self.modules)
         others = self.update.tensors if self.update else []
+        function = self._loss if not gradients else self._gradients_of if update is None else self._step
         with unchanged(self.modules, self._alive, *others), pyro.validation_enabled(False):
-            self.traced = trace(self._run, self.examples)
+            self.traced = trace(function, self.examples)
         self._function: Callable[..., Sequence[Tensor]] = torch.no_grad()(self.traced.module.forward)
 
     def compile(self) -> None:
@@ -99,7 +79,7 @@ class Program:
         if self.update is not None:
             self.update.refresh()
 
-    def go_on(self) -> None:
+    def revive(self) -> None:
         """After a failure."""
         self._alive.fill_(True)
 
@@ -109,26 +89,42 @@ class Program:
             parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad + gradient
 
     def keys(self, number: int) -> Tensor:
-        return keys(number, self._alive.device)
+        return random_keys(number, self._alive.device)
 
     def is_current(self) -> bool:
         """Whether parameters and buffers are the tensors of the trace, and the optimiser's state too."""
-        store = pyro.get_param_store()._params
         return (
-            all(store.get(name) is parameter for name, parameter in self._stored)
-            and still_held(self._held)
-            and (self.update is None or self.update.is_current())
+            still_stored(self._stored) and still_held(self._held) and (self.update is None or self.update.is_current())
         )
 
-    def _run(self, key: Tensor, *inputs: Tensor) -> list[Tensor]:
-        given = iter(inputs)
-        leaves = [next(given) if leaf is _INPUT else leaf for leaf in self._leaves]
-        args, kwargs = tree_unflatten(leaves, self._spec)
-        if not self.gradients:
-            with torch.no_grad(), KeyedRandomness(key):
-                loss = self.loss.estimate(self.model, self.guide, *args, **kwargs)
-            return [torch.stack([loss, torch.isfinite(loss).to(loss.dtype)])]
+    def _loss(self, key: Tensor, *inputs: Tensor) -> list[Tensor]:
+        args, kwargs = self._arguments(inputs)
+        with torch.no_grad(), KeyedRandomness(key):
+            loss = self.loss.estimate(self.model, self.guide, *args, **kwargs)
+        return [torch.stack([loss, torch.isfinite(loss).to(loss.dtype)])]
+
+    def _gradients_of(self, key: Tensor, *inputs: Tensor) -> list[Tensor]:
+        result, _, found = self._differentiated(key, inputs)
+        return [result, *(gradient for gradient in found if gradient is not None)]
+
+    def _step(self, key: Tensor, *inputs: Tensor) -> list[Tensor]:
+        assert self.update is not None
         buffers = [[(b, b._version, b.clone()) for b in m._buffers.values() if b is not None] for m in self.modules]
+        result, finite, found = self._differentiated(key, inputs)
+        with torch.no_grad():
+            changed = [(t, t.clone()) for t in self.update.tensors]
+            for of_module in buffers:  # a batch norm's count says that the rest has changed too
+                if any(b._version != version for b, version, _ in of_module):
+                    changed += [(b, old) for b, _, old in of_module]
+            self.update(found)
+            for t, old in changed:
+                t.copy_(torch.where(finite, t, old))
+            self._alive.copy_(finite)
+        return [result]
+
+    def _differentiated(self, key: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor, Sequence[Tensor | None]]:
+        """What a call returns, whether all is finite, and the gradient of each parameter, None of those without one."""
+        args, kwargs = self._arguments(inputs)
         with torch.enable_grad(), KeyedRandomness(key):
             loss = self.loss.estimate(self.model, self.guide, *args, **kwargs)
         found = torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True)
@@ -136,69 +132,15 @@ class Program:
         self._with_gradient = list(gradients)
         sums = torch.stack([loss.detach(), *(g.sum().to(loss.dtype) for g in gradients.values())])
         finite = torch.isfinite(sums).all() & self._alive
-        result = torch.stack([loss.detach(), finite.to(loss.dtype)])
-        if self.update is None:
-            return [result, *gradients.values()]
-        with torch.no_grad():
-            changed = [(t, t.clone()) for t in self.update.tensors]
-            for own in buffers:  # a batch norm's count says that the rest has changed too
-                if any(b._version != version for b, version, _ in own):
-                    changed += [(b, old) for b, _, old in own]
-            self.update(found)
-            for t, old in changed:
-                t.copy_(torch.where(finite, t, old))
-            self._alive.copy_(finite)
-        return [result]
+        return torch.stack([loss.detach(), finite.to(loss.dtype)]), finite, found
 
-
-def held_by(modules: Iterable[nn.Module]) -> list[tuple[dict, str, Tensor, bool]]:
-    """Parameters and buffers: where they stand, and whether they are learned."""
-    return [
-        (held, name, tensor, tensor.requires_grad)
-        for module in modules
-        for held in (module._parameters, module._buffers)
-        for name, tensor in held.items()
-        if tensor is not None
-    ]
-
-
-def still_held(held: list[tuple[dict, str, Tensor, bool]]) -> bool:
-    for place, name, tensor, learned in held:  # at every step: a loop is twice as fast as all(...)
-        if place.get(name) is not tensor or tensor.requires_grad != learned:
-            return False
-    return True
+    def _arguments(self, inputs: Sequence[Tensor]) -> tuple[Any, Any]:
+        given = iter(inputs)
+        leaves = [next(given) if leaf is _INPUT else leaf for leaf in self._leaves]
+        return tree_unflatten(leaves, self._spec)
 
 
 _INPUT = object()  # the place of a tensor among arguments
-
-
-@contextmanager
-def called_modules(found: dict[nn.Module, None]) -> Iterator[None]:
-    """Collects the modules that are called inside: of a model that is a function, nothing else knows them."""
-
-    def collect(module: nn.Module, _: Any) -> None:
-        found[module] = None
-
-    hook = nn.modules.module.register_module_forward_pre_hook(collect)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-@contextmanager
-def unchanged(modules: Sequence[nn.Module], *others: Tensor) -> Iterator[None]:
-    """A trace runs a step: what it changes, and the random numbers it takes, are put back."""
-    buffers = [buffer for module in modules for buffer in module._buffers.values() if buffer is not None]
-    tensors = [*buffers, *others]
-    copies = [t.detach().clone() for t in tensors]
-    try:
-        with forked_rng():
-            yield
-    finally:
-        with torch.no_grad():
-            for t, copy in zip(tensors, copies, strict=True):
-                t.copy_(copy)
 
 
 def step_program(
@@ -215,39 +157,6 @@ def step_program(
     raise AssertionError
 
 
-def tensors_of(args: Any, kwargs: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-
-
-def modules_of(*functions: Callable) -> list[nn.Module]:
-    return list({part: None for f in functions if isinstance(f, nn.Module) for part in f.modules()})
-
-
-def parameters_of(
-    model: Callable,
-    guide: Callable,
-    loss: TraceDropout_ELBO,
-    args: Any,
-    kwargs: Any,
-    modules: Iterable[nn.Module] = (),
-) -> dict[str, Tensor]:
-    """Unconstrained parameters of a loss, as ``SVI`` finds them; one that has several names under its first."""
-    with (
-        poutine.trace(param_only=True) as capture,
-        unchanged(modules_of(model, guide, *modules)),
-        torch.no_grad(),
-        pyro.validation_enabled(False),
-    ):
-        loss.estimate(model, guide, *args, **kwargs)
-    found = {name: site["value"].unconstrained() for name, site in capture.trace.nodes.items()}
-    names = {parameter: name for name, parameter in reversed(found.items()) if parameter.requires_grad}
-    return {name: parameter for name, parameter in found.items() if names.get(parameter) == name}
-
-
-def drawn_by(key: Tensor | None) -> AbstractContextManager:
-    return nullcontext() if key is None else KeyedRandomness(key)
-
-
 def eager_gradients(
     model: Callable, guide: Callable, loss: TraceDropout_ELBO, key: Tensor | None, args: Any, kwargs: Any
 ) -> tuple[float, dict[Tensor, str]]:
@@ -259,3 +168,15 @@ def eager_gradients(
         value = loss.loss_and_grads(model, guide, *args, **kwargs)
     found = {name: site["value"].unconstrained() for name, site in capture.trace.nodes.items()}
     return value, {parameter: name for name, parameter in reversed(found.items()) if parameter.requires_grad}
+
+
+def check_loss_and_backend(who: str, losses: Iterable[Any], backend: str) -> None:
+    """Raises where a loss or a backend is none that compiled steps have."""
+    for loss in losses:
+        if not isinstance(loss, TraceDropout_ELBO):
+            raise ValueError(
+                f"{who} traces the losses of pyro_dropout, but found {type(loss).__name__}: use TraceDropout_ELBO or "
+                "RenyiDropout_ELBO, or pyro.infer.SVI for this loss"
+            )
+    if backend not in ("inductor", "eager"):
+        raise ValueError(f'backend must be "inductor" or "eager", but found {backend!r}')

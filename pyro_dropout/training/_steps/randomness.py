@@ -1,12 +1,10 @@
-"""Random numbers as a pure function of a key: what lets a traced step draw new masks at every call.
-
-First in the chain randomness → graph → update → program → svi → replicates.
-"""
+"""Random numbers as a pure function of a key: what lets a traced step draw new masks at every call."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +12,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
+
+
+def random_keys(number: int, device: Any = None, generator: torch.Generator | None = None) -> Tensor:
+    """Of masks and all else that is random, from a generator of the CPU, PyTorch's by default, ``[number, 2]``."""
+    return torch.randint(-(2**31), 2**31, (number, 2), dtype=torch.int32, generator=generator).to(device)
+
+
+def drawn_by(key: Tensor | None) -> AbstractContextManager:
+    """Random numbers are functions of the key; without one they are PyTorch's own."""
+    return nullcontext() if key is None else KeyedRandomness(key)
 
 
 def pcg4d(key: Tensor, counter: Tensor, call: int) -> tuple[Tensor, Tensor]:

@@ -1,18 +1,16 @@
-"""An optimiser's update as a part of a graph.
-
-After graph in the chain randomness → graph → update → program → svi → replicates.
-"""
+"""An optimiser's update as a part of a graph."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import torch
 from pyro.optim import PyroOptim
 from torch import Tensor
+
+from pyro_dropout.training._steps.internals import capturable_anywhere
 
 
 class Update:
@@ -109,8 +107,7 @@ class Update:
                         group["lr"] = rate
                     if "capturable" in group:
                         group["capturable"] = True
-            # Else capturable optimisers refuse the CPU, as CUDA graphs are what they were made for.
-            with mock.patch.object(torch.compiler, "_is_compiling_flag", True):
+            with capturable_anywhere():
                 yield
         finally:
             for group, options in zip(self.groups, before, strict=True):

@@ -1,0 +1,17 @@
+"""What compiling says: what it was for and how long it took, and why it could not be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+
+def announce(what: str, args: Any, kwargs: Any, seconds: float, more: str = "") -> None:
+    leaves = [tuple(leaf.shape) if isinstance(leaf, Tensor) else leaf for leaf in tree_leaves((args, kwargs))]
+    print(f"{what} for {', '.join(map(str, leaves))} in {seconds:.1f} s{more}")
+
+
+def first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
