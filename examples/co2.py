@@ -32,6 +32,7 @@ import pyro
 import pyro.poutine as poutine
 import torch
 from pyro.infer.autoguide import AutoDelta
+from pyro_dropout.compiled import CompiledSVI
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 from torch import nn
@@ -41,7 +42,6 @@ from examples.arguments import count
 from examples.data import load_co2, load_solar
 from models.regression import Regression
 from pyro_dropout import AutoBernoulliDropout, DropoutPredictive, TraceDropout_ELBO
-from pyro_dropout.compiled import CompiledSVI
 
 matplotlib.use("Agg")  # pictures go to files, no window needed
 

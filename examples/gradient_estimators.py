@@ -25,12 +25,12 @@ import matplotlib
 import matplotlib.pyplot as plt
 import pyro
 import torch
+from pyro_dropout.distributions import BernoulliMask, ConcreteMask
+from pyro_dropout.estimators import GradientEstimator
 from torch import Tensor
 from tqdm import tqdm, trange
 
 from pyro_dropout import ARM, DisARM, Reinforce
-from pyro_dropout.distributions import BernoulliMask, ConcreteMask
-from pyro_dropout.estimators import GradientEstimator
 
 matplotlib.use("Agg")  # pictures go to files, no window needed
 

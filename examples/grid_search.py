@@ -20,12 +20,12 @@ import time
 
 import pyro
 import torch
+from pyro_dropout.compiled import ReplicatedSVI
 from torch import Tensor
 
 from examples.data import UCI_SPLITS, load_uci
 from models.regression import Regression
 from pyro_dropout import AutoBernoulliDropout, DropoutPredictive
-from pyro_dropout.compiled import ReplicatedSVI
 
 RATES = (0.005, 0.01, 0.05, 0.1)
 LENGTHSCALES = (0.1, 0.5, 1.0, 2.0)

@@ -29,6 +29,7 @@ import numpy as np
 import pyro
 import torch
 from pyro.infer.autoguide import AutoDelta
+from pyro_dropout.compiled import ReplicatedSVI
 from torch import Tensor
 from tqdm import tqdm
 
@@ -36,7 +37,6 @@ from examples.arguments import count
 from examples.results import kept, mean_and_error
 from models.regression import Regression
 from pyro_dropout import AutoConcreteDropout, DropoutPredictive, TraceDropout_ELBO
-from pyro_dropout.compiled import ReplicatedSVI
 
 matplotlib.use("Agg")  # pictures go to files, no window needed
 

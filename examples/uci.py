@@ -52,6 +52,8 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide import AutoDelta
+from pyro_dropout.checkpoint import load_checkpoint, save_checkpoint
+from pyro_dropout.compiled import ReplicatedSVI
 from torch import Tensor
 from tqdm import tqdm
 
@@ -66,8 +68,6 @@ from pyro_dropout import (
     RenyiDropout_ELBO,
     TraceDropout_ELBO,
 )
-from pyro_dropout.checkpoint import load_checkpoint, save_checkpoint
-from pyro_dropout.compiled import ReplicatedSVI
 from pyro_dropout.metrics import predictive_log_likelihood
 
 

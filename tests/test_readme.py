@@ -43,10 +43,7 @@ def test_prediction_at_scale_runs(tmp_path, monkeypatch, capsys):
 
 def test_compiled_steps_run(monkeypatch):
     for kind in ("CompiledSVI", "ReplicatedSVI"):
-        own = getattr(pyro_dropout.training, kind)
-        eager = functools.partial(own, backend="eager")
-        monkeypatch.setattr(pyro_dropout.training, kind, eager)
-        monkeypatch.setattr(pyro_dropout, kind, eager, raising=False)
+        monkeypatch.setattr(pyro_dropout, kind, functools.partial(getattr(pyro_dropout, kind), backend="eager"))
     names = run(2, fewer=("200", "8"))
     assert names["losses"].shape == (4, 8)
     assert names["many"].guides[2].rates().keys() == {"net.0.weight", "net.2.weight"}

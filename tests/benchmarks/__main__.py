@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pyro
@@ -28,7 +27,6 @@ from pyro_dropout import (
     CompiledSVI,
     RenyiDropout_ELBO,
     TraceDropout_ELBO,
-    layers,
 )
 from tests.benchmarks import documents, numpyro_peer, peers
 from tests.benchmarks.measure import Row, in_own_process, interleaved
@@ -258,7 +256,7 @@ def functions(repeats: int) -> list[Row]:
     for rate in (0.3, 0.5, 0.9):
         work = f"100 function draws, 1,000 points, width 1024, rate {rate}: kept units taken out / masked"
         predict = peers.function_predictive(x, 1024, 100, rate=rate)
-        ours, peer = (mock.patch.object(layers, "_DROPPED", share)(predict) for share in (0.0, 1.0))
+        ours, peer = (pyro.settings.context(dropout_kept_units=share)(predict) for share in (0.0, 1.0))
         rows.append(interleaved(work, ours, peer, "", max(3, repeats // 5), 1))
     return rows
 

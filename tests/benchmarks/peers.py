@@ -17,9 +17,9 @@ from pyro_dropout import (
     AutoConcreteDropout,
     CompiledSVI,
     DropoutPredictive,
+    ReplicatedSVI,
     TraceDropout_ELBO,
 )
-from pyro_dropout.training import ReplicatedSVI
 
 FEATURES, SIZE = 13, 506  # as the Boston data have them
 RATE, TEMPERATURE = 0.1, 0.1

@@ -88,7 +88,7 @@ def test_updating_in_parts_is_updating_by_all(rate):
         parts = parts.update(x[part], y[part], rate)
     assert torch.allclose(parts.loc, whole.loc)
     assert torch.allclose(parts.precision.matrix, whole.precision.matrix)
-    assert (parts.concentration, parts.rate) == pytest.approx((whole.concentration, whole.rate))
+    assert (parts.concentration, parts.noise_rate) == pytest.approx((whole.concentration, whole.noise_rate))
 
 
 def test_update_is_the_estimator():
@@ -97,7 +97,7 @@ def test_update_is_the_estimator():
     posterior = NormalInverseGamma(torch.zeros(4, dtype=F64), 0.5 * torch.eye(4), 2.0, 1.0).update(x, y, rate)
     model = EntropicLinearRegression(rate.numpy(), 0.5, 2.0, 1.0, fit_intercept=False).fit(x, y)
     np.testing.assert_allclose(model.posterior_.loc, posterior.loc)
-    assert model.noise_rate_ == pytest.approx(posterior.rate)
+    assert model.noise_rate_ == pytest.approx(posterior.noise_rate)
 
 
 def test_posterior_is_a_prior_of_the_next_pyro_model():
@@ -132,8 +132,8 @@ def test_inside_a_plate():
     [
         ((torch.zeros(2), torch.eye(3), 1.0, 1.0), r"loc must be \[p\] and precision \[p, p\]"),
         ((torch.zeros(2), -torch.eye(2), 1.0, 1.0), "not positive definite"),
-        ((torch.zeros(2), torch.eye(2), 0.0, 1.0), "positive concentration and rate, but found 0.0"),
-        ((torch.zeros(2), torch.eye(2), 1.0, math.nan), "positive concentration and rate"),
+        ((torch.zeros(2), torch.eye(2), 0.0, 1.0), "positive concentration and noise_rate, but found 0.0"),
+        ((torch.zeros(2), torch.eye(2), 1.0, math.nan), "positive concentration and noise_rate"),
     ],
 )
 def test_wrong_arguments(arguments, message):

@@ -16,8 +16,8 @@ from torch import nn
 
 from models.regression import Regression
 from pyro_dropout import AutoBernoulliDropout, AutoConcreteDropout, BayesianModule, TraceDropout_ELBO, init_to_module
-from pyro_dropout.masks.distributions import BernoulliMask, ConcreteMask
-from pyro_dropout.weights.weight import MaskedWeight
+from pyro_dropout.masks import BernoulliMask, ConcreteMask
+from pyro_dropout.weights import MaskedWeight
 from tests.support.scenarios import PlainPyroBNN, assert_same_mean, regression_data
 
 GUIDES = [

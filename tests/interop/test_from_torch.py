@@ -23,7 +23,7 @@ from pyro_dropout import (
     from_torch,
     to_torch,
 )
-from pyro_dropout.interop.from_torch import lengthscale_of, weight_decay_of
+from pyro_dropout.nn import lengthscale_of, weight_decay_of
 from tests.support.scenarios import assert_same_mean
 
 PASSES = 2000

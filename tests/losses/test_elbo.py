@@ -20,7 +20,7 @@ from pyro_dropout import (
     RenyiDropout_ELBO,
     TraceDropout_ELBO,
 )
-from pyro_dropout.masks.distributions import BernoulliMask, ConcreteMask
+from pyro_dropout.masks import BernoulliMask, ConcreteMask
 from tests.support.scenarios import FixedNoise, assert_same_mean, double_mlp, gradients, regression_data
 
 F64 = torch.float64

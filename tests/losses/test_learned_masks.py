@@ -25,8 +25,8 @@ from pyro_dropout import (
     RenyiDropout_ELBO,
     TraceDropout_ELBO,
 )
-from pyro_dropout.masks.distributions import BernoulliMask, MaskedDelta
-from pyro_dropout.weights.weight import MaskedWeight
+from pyro_dropout.masks import BernoulliMask
+from pyro_dropout.weights import MaskedDelta, MaskedWeight
 from tests.support import enumeration
 from tests.support.exact import Case
 from tests.support.scenarios import FixedNoise, assert_same_mean, gradients, regression_data

@@ -19,7 +19,7 @@ from pyro_dropout import (
     RenyiDropout_ELBO,
     TraceDropout_ELBO,
 )
-from pyro_dropout.weights.weight import MaskedWeight
+from pyro_dropout.weights import MaskedWeight
 from tests.support import enumeration
 from tests.support.scenarios import FixedNoise, assert_same_mean, double_mlp, regression_data
 

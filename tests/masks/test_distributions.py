@@ -8,8 +8,9 @@ import torch
 from scipy import integrate
 from torch.distributions import kl_divergence
 
-from pyro_dropout.masks.distributions import BernoulliMask, ConcreteMask, MaskedDelta, quantised_cross_entropy
-from pyro_dropout.weights.weight import MaskedUnits, MaskedWeight
+from pyro_dropout import MaskedUnits
+from pyro_dropout.masks import BernoulliMask, ConcreteMask
+from pyro_dropout.weights import MaskedDelta, MaskedWeight, quantised_cross_entropy
 from tests.support.scenarios import assert_same_mean, bernoulli_entropy
 
 F64 = torch.float64

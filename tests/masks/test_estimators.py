@@ -9,11 +9,12 @@ from pyro.poutine.messenger import Messenger
 from pyro_dropout import (
     ARM,
     DisARM,
+    GradientEstimator,
     Reinforce,
     TraceDropout_ELBO,
 )
-from pyro_dropout.masks.distributions import BernoulliMask, ConcreteMask, MaskedDelta
-from pyro_dropout.masks.estimators import GradientEstimator
+from pyro_dropout.masks import BernoulliMask, ConcreteMask
+from pyro_dropout.weights import MaskedDelta
 from tests.support import enumeration
 from tests.support.exact import Case, loss_for
 from tests.support.scenarios import assert_same_mean

@@ -23,6 +23,7 @@ from models.regression import Regression
 from pyro_dropout import AutoBernoulliDropout, AutoConcreteDropout, BayesianModule, DropoutPredictive
 from pyro_dropout._memory import PeakMemory
 from pyro_dropout.metrics import predictive_log_likelihood, predictive_moments
+from pyro_dropout.prediction import predictive
 from tests.support.scenarios import FixedNoise, PlainPyroBNN, assert_same_mean, double_mlp, regression_data
 
 DRAWS = 40
@@ -91,17 +92,17 @@ def test_streamed_moments_and_log_likelihoods_are_those_of_all_draws(memory):
     torch.testing.assert_close(kept.log_likelihood(x, y)["obs"], predictive_log_likelihood(density))
 
 
-def test_guides_whose_draws_do_not_fit_are_drawn_in_blocks():
+def test_guides_whose_draws_do_not_fit_are_drawn_in_blocks(monkeypatch):
     """Dense weights: a draw has 41 numbers, and half of the memory holds a few hundred of them."""
     model, guide, x, _ = fitted(guide=AutoNormal)
     truth = DropoutPredictive(model, guide=guide, num_samples=4000, seed=0)
     blocks = DropoutPredictive(model, guide=guide, num_samples=4000, max_memory=400_000)
-    drawn = []
-    own = blocks._draw_latents
-    blocks._draw_latents = lambda number, *args: drawn.append(number) or own(number, *args)
+    numbers = []
+    drawn = predictive.drawn
+    monkeypatch.setattr(predictive, "drawn", lambda _, number, *args: numbers.append(number) or drawn(_, number, *args))
     mean = blocks(x)["mean"]
-    assert sum(drawn[-5:]) < sum(drawn) < 6000  # some to find out
-    assert max(drawn) < 1500
+    assert sum(numbers[-5:]) < sum(numbers) < 6000  # some to find out
+    assert max(numbers) < 1500
     assert_same_mean(mean, truth(x)["mean"])
     assert_same_mean((mean - mean.mean(0)) ** 2, truth.moments(x)["obs"].epistemic)
     moments = DropoutPredictive(model, guide=guide, num_samples=4000, max_memory=400_000).moments(x)["mean"]
@@ -648,7 +649,7 @@ print((status("VmHWM") - before) / 2**20)
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux to tell a process's peak memory")
 def test_the_process_grows_by_no_more_than_the_bound():
     """As the operating system counts, with the allocator's losses: activations of all draws would take 400 MiB."""
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     command = [sys.executable, "-c", RSS, "50"]
     result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""A training that saves checkpoints and goes on from the last: ``python -m tests.support.interruption KIND FOLDER STEPS``."""
+"""A training that goes on from its last checkpoint: ``python -m tests.support.interruption KIND FOLDER STEPS``."""
 
 import random
 import sys
@@ -11,8 +11,14 @@ import torch
 from pyro.infer import SVI
 
 from models.regression import Regression
-from pyro_dropout import AutoBernoulliDropout, AutoConcreteDropout, RenyiDropout_ELBO, TraceDropout_ELBO
-from pyro_dropout.training.checkpoint import load_checkpoint, save_checkpoint
+from pyro_dropout import (
+    AutoBernoulliDropout,
+    AutoConcreteDropout,
+    RenyiDropout_ELBO,
+    TraceDropout_ELBO,
+    load_checkpoint,
+    save_checkpoint,
+)
 
 
 def clipped(model, guide, x, y):

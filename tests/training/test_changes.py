@@ -20,8 +20,8 @@ from pyro_dropout import (
     RenyiDropout_ELBO,
     TraceDropout_ELBO,
 )
-from pyro_dropout.training._steps.program import Program, keys
-from pyro_dropout.training._steps.randomness import KeyedRandomness
+from pyro_dropout.training._steps.program import Program
+from pyro_dropout.training._steps.randomness import KeyedRandomness, random_keys
 from tests.support.scenarios import FixedNoise, regression_data
 
 F64 = torch.float64
@@ -73,7 +73,7 @@ class Run:
             if self.compiling:
                 self.losses.append(getattr(self.svi, what)(*args or (self.x, self.y)))
             else:
-                with KeyedRandomness(keys(1)[0]):
+                with KeyedRandomness(random_keys(1)[0]):
                     self.losses.append(getattr(self.svi, what)(*args or (self.x, self.y)))
 
 
@@ -324,7 +324,7 @@ def test_a_step_takes_gradients_that_are_there():
         if run.compiling:
             run.losses.append(run.svi.loss_and_grads(run.model, run.guide, run.x, run.y))
         else:
-            with KeyedRandomness(keys(1)[0]):
+            with KeyedRandomness(random_keys(1)[0]):
                 run.losses.append(run.svi.loss_and_grads(run.model, run.guide, run.x, run.y))
         run("step", 3)
         assert all(p.grad is None or not p.grad.any() for p in run.guide.parameters())

@@ -16,16 +16,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from models.regression import Regression
-from pyro_dropout import AutoBernoulliDropout, AutoConcreteDropout, TraceDropout_ELBO
-from pyro_dropout.training.checkpoint import load_checkpoint, save_checkpoint
-from tests.support.scenarios import regression_data
+from pyro_dropout import AutoBernoulliDropout, AutoConcreteDropout, TraceDropout_ELBO, load_checkpoint, save_checkpoint
 from tests.support.interruption import KINDS, train
+from tests.support.scenarios import regression_data
 
 STEPS = 45
 
 
 def start(kind, folder, pause):
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
     command = [sys.executable, "-m", "tests.support.interruption", kind, str(folder), str(STEPS), str(pause)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=root)

@@ -27,8 +27,9 @@ from pyro_dropout import (
     RenyiDropout_ELBO,
     TraceDropout_ELBO,
 )
-from pyro_dropout.training._steps.program import Program, keys, parameters_of
-from pyro_dropout.training._steps.randomness import KeyedRandomness
+from pyro_dropout.training._steps.program import Program
+from pyro_dropout.training._steps.randomness import KeyedRandomness, random_keys
+from pyro_dropout.training._steps.state import parameters_of
 from tests.support.scenarios import FixedNoise, assert_same_mean, regression_data
 
 F64 = torch.float64
@@ -219,7 +220,7 @@ def test_steps_are_those_of_the_optimiser(name):
             if compiling:
                 svi.step(*s.args)
             else:
-                with KeyedRandomness(keys(1)[0]), pyro.validation_enabled(False):
+                with KeyedRandomness(random_keys(1)[0]), pyro.validation_enabled(False):
                     svi.step(*s.args)
             if name == "schedule" and i % 2:
                 optim.step()
@@ -398,7 +399,9 @@ def test_what_cannot_be_traced_runs_eagerly_and_says_why(why):
         svi = kind(model, guide, pyro.optim.Adam({"lr": 0.1}), elbo)
         if kind is SVI:
             elbo.set_up(model, guide, *s.args, **extra)  # initial values are no function of a key
-            with KeyedRandomness(keys(1)[0]) if why == "branch" else nullcontext():  # it is found out at the second
+            with (
+                KeyedRandomness(random_keys(1)[0]) if why == "branch" else nullcontext()
+            ):  # it is found out at the second
                 losses = [svi.step(*s.args, **extra)]
             losses += [svi.step(*s.args, **extra) for _ in range(4)]
         else:
@@ -425,7 +428,7 @@ def test_an_optimiser_that_counts_in_python_runs_beside_compiled_gradients():
             assert len(programs(svi)) == 1
         else:
             for _ in range(6):
-                with KeyedRandomness(keys(1)[0]), pyro.validation_enabled(False):
+                with KeyedRandomness(random_keys(1)[0]), pyro.validation_enabled(False):
                     svi.step(*s.args)
         ends.append(state(s.guide))
     assert_same_state(*ends, 1e-6)

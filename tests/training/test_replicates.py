@@ -21,10 +21,12 @@ from pyro_dropout import (
     BayesianModule,
     CompiledSVI,
     RenyiDropout_ELBO,
+    ReplicatedSVI,
     TraceDropout_ELBO,
+    load_checkpoint,
+    save_checkpoint,
 )
-from pyro_dropout.training.checkpoint import load_checkpoint, save_checkpoint
-from pyro_dropout.training import ReplicatedSVI, replicates
+from pyro_dropout.training import replicates
 from tests.support.scenarios import regression_data
 
 R, N, STEPS = 5, 8, 6
@@ -147,8 +149,8 @@ def test_replicates_are_separate_runs(case, max_memory, backend):
         make, grid(**more), optims, loss(), seeds=SEEDS, max_memory=max_memory, backend=backend, progress=False
     )
     losses = torch.stack([svi.step(x, y) for _ in range(STEPS)], 1)
-    program = next(iter(svi._programs.values()))
-    assert (program.parts > 1) == bool(max_memory)
+    step = next(iter(svi._steps.values()))
+    assert (step.parts > 1) == bool(max_memory)
     for r, values in enumerate(grid(**more)):
         expected, end = separate(make, values, SEEDS[r], x[r], y[r], loss(), adam(0.01 * (r + 1)))
         torch.testing.assert_close(losses[r], expected, rtol=1e-6, atol=0.0)
@@ -316,7 +318,7 @@ def test_other_batches_schedules_states_and_modes(max_memory):
     svi = ReplicatedSVI(fixed, values, optims, seeds=SEEDS[:number], backend="eager", max_memory=max_memory)
     losses = eventful(lambda rows: svi.step(x[:, rows], y[:, rows]), optims, svi.models)
     expected = torch.tensor(separate_losses, dtype=torch.float64).T
-    sizes = [program.size * program.parts for program in svi._programs.values()]
+    sizes = [step.size * step.parts for step in svi._steps.values()]
     assert len(set(sizes)) == 1
     assert (sizes[0] > number) == bool(max_memory)
     torch.testing.assert_close(torch.stack(losses), expected, rtol=1e-6, atol=0.0)

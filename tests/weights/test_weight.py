@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pyro_dropout import layers
-from pyro_dropout.masks.distributions import BernoulliMask, ConcreteMask
-from pyro_dropout.weights.weight import DatumMask, MaskedUnits, MaskedWeight
+from pyro_dropout import MaskedUnits
+from pyro_dropout.masks import BernoulliMask, ConcreteMask, DatumMask
+from pyro_dropout.weights import MaskedWeight
+from pyro_dropout.weights._linear import _few_kept
 
 KEEP = torch.tensor([0.6], dtype=torch.float64)
 
@@ -302,7 +303,7 @@ def test_units_that_are_dropped_cost_nothing_and_change_nothing(units, bias):
     keep = torch.full((1 if units == "one rate" else inputs,), 0.4, dtype=torch.float64)
     z = torch.bernoulli(torch.full((draws, 1, inputs), 0.4, dtype=torch.float64))
     z[1] = 0.0
-    weight = MaskedWeight(loc, z, keep, lead=(draws, rows))
+    weight = MaskedWeight(loc, z, keep, merged=(draws, rows))
     b = {"none": None, "one": torch.randn(outputs), "by draw": torch.randn(draws, 1, outputs)}[bias]
     b = None if b is None else b.double()
     merged = x.expand(draws, rows, inputs).flatten(0, 1)
@@ -310,4 +311,4 @@ def test_units_that_are_dropped_cost_nothing_and_change_nothing(units, bias):
         found = torch.nn.functional.linear(merged, weight, b).unflatten(0, (draws, rows))
     expected = x @ (loc * z / 0.4).mT + (0 if b is None else b)
     torch.testing.assert_close(found, expected)
-    assert layers._few_kept(weight)
+    assert _few_kept(weight)
