@@ -3,6 +3,8 @@
 import pyro
 import pytest
 
+pytest.register_assert_rewrite("tests.support")  # their assertions say what they found
+
 
 @pytest.fixture(autouse=True)
 def _clean_pyro():
