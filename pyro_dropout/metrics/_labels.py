@@ -16,7 +16,7 @@ def from_draws(value: Any, name: str) -> tuple[Tensor, Callable[[Tensor], Any]]:
 
     Of an xarray ``DataArray`` chains and draws become one dimension; results of tensors stay tensors.
     """
-    if not _is_labelled(value):
+    if not is_labelled(value):
         tensor = torch.as_tensor(value)
         if tensor.dim() == 0 or len(tensor) == 0:
             found = "a scalar" if tensor.dim() == 0 else "none"
@@ -40,11 +40,16 @@ def from_draws(value: Any, name: str) -> tuple[Tensor, Callable[[Tensor], Any]]:
 
 def as_tensor(value: Any, like: Any = None) -> Tensor:
     """A tensor; of a labelled array with its dimensions in the order of those of ``like``."""
-    if _is_labelled(value):
-        if _is_labelled(like) and set(value.dims) <= set(like.dims):
+    if is_labelled(value):
+        if is_labelled(like) and set(value.dims) <= set(like.dims):
             value = value.transpose(*[d for d in like.dims if d in value.dims])
         value = value.values if value.values.flags.writeable else value.values.copy()  # torch warns of the others
     return torch.as_tensor(value)
+
+
+def broadcast(value: Any, like: Any) -> Any:
+    """A labelled array with the dimensions of another, a precision with one value per draw, say; else as it is."""
+    return value.broadcast_like(like).transpose(*like.dims) if is_labelled(like) else value
 
 
 def check_finite(**named: Tensor) -> None:
@@ -53,5 +58,5 @@ def check_finite(**named: Tensor) -> None:
             raise ValueError(f"{name} has {int((~torch.isfinite(value)).sum())} NaN or infinite entries")
 
 
-def _is_labelled(value: Any) -> bool:
+def is_labelled(value: Any) -> bool:
     return hasattr(value, "dims") and hasattr(value, "values")

@@ -142,16 +142,17 @@ def pavpu(
         )
     if not bool(counts.any()):
         raise ValueError("there is nothing to count: uncertainty is empty, or where is False everywhere")
-    check_finite(uncertainty=unsure[counts])
-    some = unsure[counts]
-    cut = some.mean().clamp(some.min(), some.max()) if threshold is None else torch.as_tensor(threshold).to(unsure)
+    counted = unsure[counts]
+    check_finite(uncertainty=counted)
+    mean = counted.mean().clamp(counted.min(), counted.max())  # rounding may put it outside
+    cut = mean if threshold is None else torch.as_tensor(threshold).to(unsure)
     if window is None:
-        unsure, accurate = unsure[counts], right[counts]
+        unsure, accurate = counted, right[counts]
     else:
         share = _patches(counts.to(unsure.dtype), window, stride)
-        some = share > 0
+        patches = share > 0
         sums = [_patches(torch.where(counts, t.to(unsure.dtype), 0.0), window, stride) for t in (unsure, right)]
-        unsure, accuracy = (total[some] / share[some] for total in sums)
+        unsure, accuracy = (total[patches] / share[patches] for total in sums)
         accurate = accuracy > min_accuracy
         if not len(unsure):
             raise ValueError(f"no patch of {window} by {window} pixels has one that counts")

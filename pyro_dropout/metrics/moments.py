@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pyro_dropout.metrics._labels import check_finite, from_draws
+from pyro_dropout.metrics._labels import broadcast, check_finite, from_draws, is_labelled
 
 
 class PredictiveMoments(NamedTuple):
@@ -53,10 +53,8 @@ def predictive_moments(mean: Any, noise_variance: Any = 0.0) -> PredictiveMoment
     """
     mu, label = from_draws(mean, "mean")
     mu = mu if mu.is_floating_point() else mu.to(torch.get_default_dtype())
-    if hasattr(noise_variance, "broadcast_like") and not hasattr(mean, "dims"):
-        noise_variance, _ = from_draws(noise_variance, "noise_variance")
-    elif hasattr(noise_variance, "broadcast_like"):  # a labelled precision has one value per draw, say
-        noise_variance, _ = from_draws(noise_variance.broadcast_like(mean).transpose(*mean.dims), "noise_variance")
+    if is_labelled(noise_variance):
+        noise_variance, _ = from_draws(broadcast(noise_variance, like=mean), "noise_variance")
     noise = torch.as_tensor(noise_variance, dtype=mu.dtype, device=mu.device)
     if noise.dim() not in (0, mu.dim()):
         raise ValueError(
