@@ -14,16 +14,11 @@ from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import BayesianRidge, Ridge
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from pyro_dropout.entropic import EntropicLinearRegression, regression_path
+from pyro_dropout.entropic import EntropicLinearRegression
 from tests.support.enumeration import all_masks
+from tests.support.scenarios import linear_data as data
 
 RNG = np.random.default_rng(0)
-
-
-def data(n, p, seed=0):
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(n, p)) + rng.normal(size=p)
-    return x, x @ rng.normal(size=p) / math.sqrt(p) + rng.normal(size=n)
 
 
 @parametrize_with_checks([EntropicLinearRegression(), EntropicLinearRegression(rate=0.0, shrinkage=0.1)])
@@ -207,25 +202,6 @@ def test_chunks_are_the_whole(p, convert, intercept):
     )
     assert parts.log_normalizer() == pytest.approx(whole.log_normalizer(), rel=1e-8)
     assert (parts._data.rows is None) == (p < 90)
-
-
-@pytest.mark.parametrize("convert", [np.asarray, sp.csr_array])
-@pytest.mark.parametrize("p", [5, 60])
-def test_a_path_is_its_models(p, convert):
-    x, y = data(30, p)
-    rates, shrinkages = [0.0, 0.3], [0.1, 1.0, 10.0]
-    path = regression_path(convert(x), y, rates, shrinkages, b0=0.5)
-    for row, rate in zip(path, rates, strict=True):
-        for model, shrinkage in zip(row, shrinkages, strict=True):
-            alone = EntropicLinearRegression(rate, shrinkage, b0=0.5).fit(convert(x), y)
-            np.testing.assert_allclose(model.coef_, alone.coef_)
-            assert model.log_normalizer() == pytest.approx(alone.log_normalizer())
-    before = path[1][1].coef_.copy()
-    path[1][0].partial_fit(convert(x), y)
-    path[1][1].partial_fit(convert(x[:1]), y[:1])
-    expected = EntropicLinearRegression(0.3, 1.0, b0=0.5).fit(convert(np.concatenate([x, x[:1]])), [*y, y[0]])
-    np.testing.assert_allclose(path[1][1].coef_, expected.coef_, atol=1e-12)
-    assert not np.allclose(before, path[1][1].coef_)
 
 
 @pytest.mark.filterwarnings("ignore:\\s*ArviZ is undergoing a major refactor:FutureWarning")

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -47,6 +48,12 @@ class PlainPyroBNN(PyroModule):
 def regression_data(n=20, features=3, dtype=torch.float64):
     x = torch.randn(n, features, dtype=dtype)
     return x, x[:, 0].sin() + 0.1 * torch.randn(n, dtype=dtype)
+
+
+def linear_data(n, p, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, p)) + rng.normal(size=p)
+    return x, x @ rng.normal(size=p) / math.sqrt(p) + rng.normal(size=n)
 
 
 def double_mlp(features=3, hidden=(4,)):
