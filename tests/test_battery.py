@@ -128,6 +128,7 @@ class TestLinear(LayerBattery):
 
 class TestLinearOverTime(LayerBattery):
     units_dim = -1
+    plain = False  # time or plates? the layer cannot know
 
     def net(self):
         return nn.Linear(5, 3)

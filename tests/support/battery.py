@@ -33,6 +33,7 @@ from pyro_dropout import (
     TraceDropout_ELBO,
 )
 from pyro_dropout.masks import BernoulliMask, DatumMask
+from pyro_dropout.nn.slots import filled
 from pyro_dropout.training._steps.randomness import KeyedRandomness, random_keys
 from pyro_dropout.weights import MaskedWeight
 from tests.support import enumeration
@@ -280,6 +281,23 @@ class GuideBattery:
         assert_same_mean(torch.tensor(values, dtype=F64), exact.detach())
         assert_same_mean(torch.stack(gradients), torch.cat([g.flatten() for g in gradient]))
 
+    def test_kl_and_its_gradient_are_exact(self):
+        """Without data the loss has no noise: CD eq. 3 with the prior's constants, and the penalty of biases."""
+        model, guide, x, y = self.fitted()
+        parameters = dict(guide.named_parameters())
+        locs = [p for name, p in parameters.items() if name.startswith("locs.")]
+        biases = [p for name, p in parameters.items() if name.startswith("rest.")]
+        logits = [p for name, p in parameters.items() if name.startswith("logits.")]
+        fixed = torch.logit(torch.tensor([1 - self.rate], dtype=F64))
+        by_unit = [(logits[i] if logits else fixed).expand(loc.shape[1]) for i, loc in enumerate(locs)]
+        expected = enumeration.kl(locs, by_unit)
+        expected = expected + sum(0.5 * (b.square() + math.log(2 * math.pi)).sum() for b in biases)
+        loss = TraceDropout_ELBO(masks="draw").differentiable_loss(poutine.block(model, hide=["obs"]), guide, x, y)
+        torch.testing.assert_close(loss, expected)
+        tensors = [*locs, *biases, *logits]
+        found, exact = (torch.autograd.grad(value, tensors) for value in (loss, expected))
+        torch.testing.assert_close(found, exact)
+
     def test_loss_is_loss_and_grads(self):
         model, guide, x, y = self.fitted()
         loss = TraceDropout_ELBO()
@@ -323,7 +341,9 @@ class GuideBattery:
                 draws.append({name: torch.as_tensor(value[...]) for name, value in each(x, y).items()})
             torch.testing.assert_close(draws[0], draws[1])
 
-    def test_a_state_loads_before_the_first_call(self):
+    @pytest.mark.parametrize("local", [False, True], ids=["global store", "module local"])
+    def test_a_state_loads_before_the_first_call(self, local):
+        pyro.settings.set(module_local_params=local)
         model, guide, x, y = self.fitted()
         with torch.no_grad():
             for parameter in guide.parameters():
@@ -424,11 +444,12 @@ class LossBattery:
 class LayerBattery:
     """A layer that masks its input units: ``net()`` with the layer and nothing else, ``x(n)`` with n rows of data.
 
-    ``units_dim`` is where the input has them; ``per_datum = False`` for layers that take no mask per datum.
+    ``units_dim`` is where the input has them; ``per_datum = False`` for layers that take no mask per datum; ``plain =
+    False`` where draws need a ``BayesianModule`` to say which dimensions are one datum.
     """
 
     units_dim = 1
-    per_datum = True
+    per_datum = plain = True
 
     def net(self):
         raise NotImplementedError
@@ -476,6 +497,21 @@ class LayerBattery:
             for k in product(*map(range, draws)):
                 mask = weight.mask.reshape(*draws, -1)[k]
                 torch.testing.assert_close(out[k], self.run(module, weight.replace(mask=mask).dense(), x))
+
+    def test_a_plain_layer_takes_draws_too(self):
+        """Without a ``BayesianModule`` around it, and without the place of the data."""
+        module, x = self.module()
+        weight = self.masked(module, (3,))
+        net = module._modules["net"]
+        with filled(module._slots, {"weight": weight, "bias": module._slots["bias"].value}):
+            if not self.plain:
+                with pytest.raises(RuntimeError, match="must match the size"):
+                    net(x)
+                return
+            out = net(x)
+        for k in range(3):
+            dense = weight.replace(mask=weight.mask[k]).dense()
+            torch.testing.assert_close(out[k], self.run(module, dense, x))
 
     def test_a_mask_per_datum_is_a_dense_weight_per_datum(self):
         module, x = self.module()
