@@ -137,9 +137,7 @@ class DropoutGuide(AutoGuide):
         if len(weights) < len(sites):
             rest = self._make_rest(poutine.block(self.model, hide_fn=is_weight))
             self.rest = rest if isinstance(rest, AutoGuide) else AutoCallable(self.model, rest)
-            if loaded and isinstance(
-                rest, AutoGuide
-            ):  # else its parameters come at its own first call, too late to load
+            if loaded and isinstance(rest, AutoGuide):  # now, as at its first call parameters come too late to load
                 rest._setup_prototype(*args, **kwargs)
         if loaded:
             adopt(self, loaded)

@@ -298,11 +298,11 @@ def _scales(node: fx.Node) -> bool:
 
 def _hidden_dropout(layer: nn.Module) -> str:
     """Dropout in a layer that is one step of the graph: attention, encoder layers, between recurrent layers."""
-    for part in layer.modules():
-        rate = part.p if isinstance(part, nn.modules.dropout._DropoutNd) else getattr(part, "dropout", 0.0)
-        one_layer = isinstance(part, nn.RNNBase) and part.num_layers == 1
+    for inner in layer.modules():
+        rate = inner.p if isinstance(inner, nn.modules.dropout._DropoutNd) else getattr(inner, "dropout", 0.0)
+        one_layer = isinstance(inner, nn.RNNBase) and inner.num_layers == 1
         if isinstance(rate, float) and rate > 0 and not one_layer:
-            return f"{rate:g} in {type(part).__name__}"
+            return f"{rate:g} in {type(inner).__name__}"
     return ""
 
 

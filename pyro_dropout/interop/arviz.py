@@ -147,7 +147,7 @@ def _run(model: Callable, guide: Any, args: Any, kwargs: Any) -> Any:
 
 def _from_trace(trace: Any, one: Any, nesting: int, num_samples: int) -> _Exported:
     draws = _Exported()
-    lead = (num_samples,) if num_samples else ()
+    draws_shape = (num_samples,) if num_samples else ()
     for name, site in sample_sites(trace):
         fn, value = site["fn"], site["value"]
         frames = [f for f in site["cond_indep_stack"] if f.vectorized and f.name != PLATE]
@@ -157,32 +157,34 @@ def _from_trace(trace: Any, one: Any, nesting: int, num_samples: int) -> _Export
         if is_deterministic(site):  # declares no event dimensions, so its batch may stand anywhere
             shape = one.nodes[name]["value"].shape
             each = value.numel() == shape.numel() * max(num_samples, 1)
-            draws.small[name] = value.reshape((*lead, *shape)) if each else value.reshape(shape).expand((*lead, *shape))
+            draws.small[name] = (
+                value.reshape((*draws_shape, *shape)) if each else value.reshape(shape).expand((*draws_shape, *shape))
+            )
         elif site["is_observed"]:
-            draws.predictive[name] = _in_plates(fn(), fn.event_dim, plates, nesting, lead)
-            draws.log_likelihood[name] = _in_plates(fn.log_prob(value), 0, plates, nesting, lead)
+            draws.predictive[name] = _in_plates(fn(), fn.event_dim, plates, nesting, draws_shape)
+            draws.log_likelihood[name] = _in_plates(fn.log_prob(value), 0, plates, nesting, draws_shape)
         elif is_of_network(one.nodes[name]):
             dense = value.dense() if isinstance(value, MaskedWeight) else value
-            draws.weights[name] = _in_plates(dense, fn.event_dim, plates, nesting, lead)
+            draws.weights[name] = _in_plates(dense, fn.event_dim, plates, nesting, draws_shape)
             if isinstance(value, MaskedWeight):
                 mask: Any = value.mask
-                draws.weights[name + ".mask"] = _in_plates(mask, 1, plates, nesting, lead)
+                draws.weights[name + ".mask"] = _in_plates(mask, 1, plates, nesting, draws_shape)
         else:
-            draws.small[name] = _in_plates(value, fn.event_dim, plates, nesting, lead)
+            draws.small[name] = _in_plates(value, fn.event_dim, plates, nesting, draws_shape)
     return draws
 
 
-def _in_plates(t: Tensor, event_dim: int, plates: list[int], nesting: int, lead: tuple[int, ...]) -> Tensor:
-    """``[*lead, *the site's plates, *event]`` from a batch shape with a place for every plate of the model.
+def _in_plates(t: Tensor, event_dim: int, plates: list[int], nesting: int, draws_shape: tuple[int, ...]) -> Tensor:
+    """``[*draws_shape, *the site's plates, *event]`` from a batch shape with a place for every plate of the model.
 
     :param plates: dimensions of the site's plates, from the right.
     :param nesting: number of plate dimensions of the model.
-    :param lead: the number of draws, where there is a plate of them.
+    :param draws_shape: the number of draws, where there is a plate of them.
     """
     event = t.shape[t.dim() - event_dim :]
     batch = (1,) * (nesting + 1 + event_dim - t.dim()) + tuple(t.shape[: t.dim() - event_dim])
     kept = tuple(batch[dim] for dim in plates)
-    return t.reshape((*batch[: len(lead)], *kept, *event)).expand((*lead, *kept, *event))
+    return t.reshape((*batch[: len(draws_shape)], *kept, *event)).expand((*draws_shape, *kept, *event))
 
 
 def _inputs(model: Any, args: Any, kwargs: Any, observed: dict[str, Tensor]) -> dict[str, Tensor]:

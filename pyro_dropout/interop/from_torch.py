@@ -130,12 +130,12 @@ def _without_dropout(net: nn.Module, flow: Flow) -> nn.Module:
         flow.graph.graph.erase_node(node)
     flow.graph.recompile()
     bare = flow.graph if calls else copy.deepcopy(net)
-    modes = {path: part.training for path, part in net.named_modules()}
-    for path, part in bare.named_modules():
-        part.training = modes[path]
-    for part in bare.modules():
-        if isinstance(part, nn.modules.dropout._DropoutNd):
-            part.p = 0.0
+    modes = {path: layer.training for path, layer in net.named_modules()}
+    for path, layer in bare.named_modules():
+        layer.training = modes[path]
+    for layer in bare.modules():
+        if isinstance(layer, nn.modules.dropout._DropoutNd):
+            layer.p = 0.0
     return bare
 
 

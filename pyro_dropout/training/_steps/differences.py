@@ -34,9 +34,9 @@ def places_of(functions: tuple[Any, Any, Any], parameters: dict[str, Tensor], up
     rates = [rate for _, rate in update.rates]
     roots = {"parameters": parameters, "states": states, "rates": rates, "options": options, "fixed": fixed}
     return {
-        f"{name}.{path}": part
+        f"{name}.{path}": value
         for name, root in {**roots, "loss": numbers, "model": model, "guide": guide}.items()
-        for path, part in parts(root).items()
+        for path, value in contents(root).items()
     }
 
 
@@ -59,7 +59,7 @@ def check_alike(first: dict[str, Any], other: dict[str, Any], replicate: int) ->
             )
 
 
-def parts(root: Any) -> dict[str, Any]:
+def contents(root: Any) -> dict[str, Any]:
     """Tensors, numbers and whatever else can only be compared that an object refers to, by the path to them."""
     return dict(_walk(root, "", {}))
 
@@ -71,8 +71,8 @@ def _walk(value: Any, path: str, seen: dict[int, Any]) -> Iterator[tuple[str, An
         yield path, value
     elif id(value) not in seen and not isinstance(value, types.ModuleType):
         seen[id(value)] = value  # kept, or another object could get its id
-        for name, part in _members(value):
-            yield from _walk(part, f"{path}.{name}" if path else name, seen)
+        for name, inner in _members(value):
+            yield from _walk(inner, f"{path}.{name}" if path else name, seen)
 
 
 def _members(value: Any) -> Iterator[tuple[str, Any]]:
@@ -85,9 +85,9 @@ def _members(value: Any) -> Iterator[tuple[str, Any]]:
     * anything else: attributes, slots, and its class; of guides and modules without what no step reads.
     """
     if isinstance(value, Mapping):
-        yield from ((str(key), part) for key, part in value.items())
+        yield from ((str(key), inner) for key, inner in value.items())
     elif isinstance(value, list | tuple | deque):
-        yield from ((str(i), part) for i, part in enumerate(value))
+        yield from ((str(i), inner) for i, inner in enumerate(value))
     elif isinstance(value, functools.partial):
         yield from (("func", value.func), ("args", value.args), ("keywords", value.keywords))
     elif inspect.ismethod(value):
@@ -95,20 +95,20 @@ def _members(value: Any) -> Iterator[tuple[str, Any]]:
     elif inspect.isfunction(value):
         cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
         yield from ((name, cell.cell_contents) for name, cell in cells if cell != types.CellType())
-        yield from ((f"default {i}", part) for i, part in enumerate(value.__defaults__ or ()))
+        yield from ((f"default {i}", inner) for i, inner in enumerate(value.__defaults__ or ()))
         yield from (value.__kwdefaults__ or {}).items()
     elif isinstance(value, type):
         if value.__module__.split(".")[0] not in _LIBRARIES:  # perhaps made with the replicate, around its numbers
             yield from (
-                (name, part) for name, part in vars(value).items() if not name.startswith("__") or callable(part)
+                (name, inner) for name, inner in vars(value).items() if not name.startswith("__") or callable(inner)
             )
     else:
         skipped = (_OF_GUIDES if isinstance(value, AutoGuide) else set()) | (
             _OF_MODULES if isinstance(value, nn.Module) else set()
         )
-        for name, part in getattr(value, "__dict__", {}).items():
+        for name, inner in getattr(value, "__dict__", {}).items():
             if name not in skipped:  # hooks stand under numbers that count all there are
-                yield name, list(part.values()) if name.endswith("_hooks") and isinstance(part, dict) else part
+                yield name, list(inner.values()) if name.endswith("_hooks") and isinstance(inner, dict) else inner
         for kind in type(value).__mro__:
             yield kind.__name__, kind
             slots = kind.__dict__.get("__slots__", ())

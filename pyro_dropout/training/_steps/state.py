@@ -68,7 +68,7 @@ def tensors_of(args: Any, kwargs: Any) -> list[Tensor]:
 
 
 def modules_of(*functions: Callable) -> list[nn.Module]:
-    return list({part: None for f in functions if isinstance(f, nn.Module) for part in f.modules()})
+    return list({module: None for f in functions if isinstance(f, nn.Module) for module in f.modules()})
 
 
 def parameters_of(
