@@ -147,7 +147,7 @@ def _run(model: Callable, guide: Any, args: Any, kwargs: Any) -> Any:
 
 def _from_trace(trace: Any, one: Any, nesting: int, num_samples: int) -> _Exported:
     draws = _Exported()
-    draws_shape = (num_samples,) if num_samples else ()
+    number: tuple[int, ...] = (num_samples,) if num_samples else ()
     for name, site in sample_sites(trace):
         fn, value = site["fn"], site["value"]
         frames = [f for f in site["cond_indep_stack"] if f.vectorized and f.name != PLATE]
@@ -158,33 +158,33 @@ def _from_trace(trace: Any, one: Any, nesting: int, num_samples: int) -> _Export
             shape = one.nodes[name]["value"].shape
             each = value.numel() == shape.numel() * max(num_samples, 1)
             draws.small[name] = (
-                value.reshape((*draws_shape, *shape)) if each else value.reshape(shape).expand((*draws_shape, *shape))
+                value.reshape((*number, *shape)) if each else value.reshape(shape).expand((*number, *shape))
             )
         elif site["is_observed"]:
-            draws.predictive[name] = _in_plates(fn(), fn.event_dim, plates, nesting, draws_shape)
-            draws.log_likelihood[name] = _in_plates(fn.log_prob(value), 0, plates, nesting, draws_shape)
+            draws.predictive[name] = _in_plates(fn(), fn.event_dim, plates, nesting, number)
+            draws.log_likelihood[name] = _in_plates(fn.log_prob(value), 0, plates, nesting, number)
         elif is_of_network(one.nodes[name]):
             dense = value.dense() if isinstance(value, MaskedWeight) else value
-            draws.weights[name] = _in_plates(dense, fn.event_dim, plates, nesting, draws_shape)
+            draws.weights[name] = _in_plates(dense, fn.event_dim, plates, nesting, number)
             if isinstance(value, MaskedWeight):
                 mask: Any = value.mask
-                draws.weights[name + ".mask"] = _in_plates(mask, 1, plates, nesting, draws_shape)
+                draws.weights[name + ".mask"] = _in_plates(mask, 1, plates, nesting, number)
         else:
-            draws.small[name] = _in_plates(value, fn.event_dim, plates, nesting, draws_shape)
+            draws.small[name] = _in_plates(value, fn.event_dim, plates, nesting, number)
     return draws
 
 
-def _in_plates(t: Tensor, event_dim: int, plates: list[int], nesting: int, draws_shape: tuple[int, ...]) -> Tensor:
-    """``[*draws_shape, *the site's plates, *event]`` from a batch shape with a place for every plate of the model.
+def _in_plates(t: Tensor, event_dim: int, plates: list[int], nesting: int, number: tuple[int, ...]) -> Tensor:
+    """``[*number, *the site's plates, *event]`` from a batch shape with a place for every plate of the model.
 
     :param plates: dimensions of the site's plates, from the right.
     :param nesting: number of plate dimensions of the model.
-    :param draws_shape: the number of draws, where there is a plate of them.
+    :param number: of draws, where there is a plate of them, as a shape.
     """
     event = t.shape[t.dim() - event_dim :]
     batch = (1,) * (nesting + 1 + event_dim - t.dim()) + tuple(t.shape[: t.dim() - event_dim])
     kept = tuple(batch[dim] for dim in plates)
-    return t.reshape((*batch[: len(draws_shape)], *kept, *event)).expand((*draws_shape, *kept, *event))
+    return t.reshape((*batch[: len(number)], *kept, *event)).expand((*number, *kept, *event))
 
 
 def _inputs(model: Any, args: Any, kwargs: Any, observed: dict[str, Tensor]) -> dict[str, Tensor]:
