@@ -8,10 +8,10 @@ import pyro.distributions as dist
 import pyro.poutine as poutine
 import pytest
 import torch
-from pyro.infer.autoguide import AutoDelta, AutoNormal, init_to_median
+from pyro.infer.autoguide import AutoDelta, AutoNormal
 from torch import nn
 
-from pyro_dropout import AutoBernoulliDropout, BayesianModule, init_to_module
+from pyro_dropout import AutoBernoulliDropout, BayesianModule
 from pyro_dropout.masks import DatumMasks
 
 
@@ -267,18 +267,6 @@ def test_copies_run(duplicate):
     a = bayesian(x)
     pyro.set_rng_seed(1)
     assert torch.equal(a, twin(x))
-
-
-def test_initial_values_are_the_modules_own_and_other_layers_start_within_their_fan_in():
-    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
-    bayesian = BayesianModule(net)
-    guide = AutoNormal(bayesian, init_loc_fn=init_to_module(fallback=init_to_median))
-    guide(torch.zeros(2, 3))
-    assert torch.equal(guide.median()["0.weight"], net[0].weight)
-    site = {"infer": {}, "fn": dist.Normal(0.0, 1.0).expand([50, 16]).to_event(2), "name": "w"}
-    value = init_to_module(site)
-    assert 0.2 < value.abs().max() <= 0.25  # 1 / sqrt(16)
-    assert init_to_module({**site, "fn": dist.Normal(0.0, 1.0)}) is None
 
 
 @pytest.mark.parametrize(
