@@ -14,6 +14,7 @@ from models.regression import Regression
 from pyro_dropout import AutoBernoulliDropout, AutoConcreteDropout, BayesianModule, TraceDropout_ELBO
 from pyro_dropout.masks import BernoulliMask, ConcreteMask
 from tests.support.fits import train
+from tests.support.scenarios import FixedNoise, double_mlp
 
 
 @pytest.mark.parametrize("make", [AutoConcreteDropout, partial(AutoBernoulliDropout, learnable=True)])
@@ -30,6 +31,15 @@ def test_relaxed_masks_where_rates_are_learned_and_hard_ones_where_they_are_zero
     nodes = poutine.trace(guide).get_trace(*data).nodes
     assert isinstance(nodes["net.0.weight.mask"]["fn"], BernoulliMask)
     assert isinstance(nodes["net.2.weight.mask"]["fn"], ConcreteMask)
+
+
+def test_relaxed_temperature_is_used():
+    model = FixedNoise(double_mlp(), size=5)
+    guide = AutoConcreteDropout(model, temperature=0.5)
+    trace = pyro.poutine.trace(guide).get_trace(torch.zeros(5, 3, dtype=torch.float64))
+    fn = trace.nodes["net.0.weight.mask"]["fn"]
+    assert isinstance(fn, ConcreteMask)
+    assert fn.temperature == 0.5
 
 
 @pytest.mark.parametrize("make", [AutoBernoulliDropout, AutoConcreteDropout])
