@@ -8,12 +8,19 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import SVI
+from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoGuideList, AutoNormal
 from torch import nn
 
 from models.regression import Regression
-from pyro_dropout import AutoBernoulliDropout, AutoConcreteDropout, BayesianModule, TraceDropout_ELBO, from_pyro_svi
+from pyro_dropout import (
+    AutoBernoulliDropout,
+    AutoConcreteDropout,
+    BayesianModule,
+    DropoutPredictive,
+    TraceDropout_ELBO,
+    from_pyro_svi,
+)
 from pyro_dropout.metrics import predictive_log_likelihood
 from tests.support.scenarios import regression_data
 
@@ -142,6 +149,31 @@ def test_guide_lists_local_latents_and_several_observed_sites():
         assert idata.posterior_predictive["pair"].shape == (1, 11, 7, 2)
         assert idata.log_likelihood["pair"].shape == (1, 11, 7)  # per datum
         assert idata.log_likelihood["count"].shape == (1, 11, 7)
+
+
+def test_weights_of_a_hand_written_network_are_weights_under_any_guide():
+    """A matrix of two event dimensions is one, as for a dropout guide; prediction hides the same sites."""
+
+    def model(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([1, 3]).to_event(2))
+        shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
+        mean = (x * w.squeeze(-2)).sum(-1) + shift
+        with pyro.plate("data", len(x)):
+            return pyro.sample("obs", dist.Normal(mean, 1.0), obs=y)
+
+    x, y = torch.randn(7, 3), torch.randn(7)
+    guide = AutoNormal(model)
+    svi = SVI(model, guide, pyro.optim.Adam({}), Trace_ELBO())
+    svi.step(x, y)
+    predict = DropoutPredictive(model, guide=guide, num_samples=5)
+    assert set(predict(x)) == {"shift", "obs"}
+    for parallel in (True, False):
+        options = {"model_args": (x, y), "num_samples": 5, "prior": True, "parallel": parallel}
+        without, with_weights = (from_pyro_svi(svi, weights=weights, **options) for weights in (False, True))
+        for group in ("posterior", "prior"):
+            assert set(without[group].data_vars) == {"shift"}
+            assert set(with_weights[group].data_vars) == {"shift", "w"}
+            assert with_weights[group]["w"].shape == (1, 5, 1, 3)
 
 
 def test_constant_data_and_coordinates_can_be_given():

@@ -1,9 +1,7 @@
 """Learned rates of hard masks inside the losses: stock losses, other latents, plates, networks, wrong uses."""
 
 import math
-import random
 
-import numpy as np
 import pyro
 import pyro.distributions as dist
 import pyro.poutine as poutine
@@ -30,8 +28,6 @@ from pyro_dropout.weights import MaskedDelta, MaskedWeight
 from tests.support import enumeration
 from tests.support.exact import Case
 from tests.support.scenarios import FixedNoise, assert_same_mean, gradients, regression_data
-
-F64 = torch.float64
 
 F64 = torch.float64
 
@@ -212,6 +208,51 @@ def test_convolutions_learn_rates_per_channel(masks):
         assert_same_mean(ours[name], stock[name])
 
 
+def test_two_networks_in_a_row_with_guides_of_their_own():
+    """Dense draws of the second network meet the members of the first."""
+    x, y = regression_data(4)
+
+    class Two(PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.first = BayesianModule(nn.Linear(3, 2).double())
+            self.second = BayesianModule(nn.Linear(2, 1).double(), event_dim=1)
+
+        def forward(self, x, y):
+            mean = self.second(self.first(x)).squeeze(-1)
+            with pyro.plate("data", len(x)):
+                pyro.sample("obs", dist.Normal(mean, 1.0), obs=y)
+
+    model = Two()
+    first = poutine.block(model, hide_fn=lambda m: "second" in m["name"])
+    guide = AutoGuideList(model)
+    guide.append(AutoBernoulliDropout(first, rate=0.4, learnable=True))
+    guide.append(AutoNormal(poutine.block(model, hide_fn=lambda m: "first" in m["name"])))
+    ours = gradients(TraceDropout_ELBO(10), model, guide, x, y, 60)
+    stock = gradients(Trace_ELBO(400, vectorize_particles=True), model, guide, x, y, 60)
+    assert_same_mean(ours[0], stock[0])
+    for name in ours[1]:
+        assert_same_mean(ours[1][name], stock[1][name])
+
+
+def test_evaluation_takes_the_same_loss_where_rates_are_computed_from_parameters():
+    x, y = regression_data(4)
+    prior = lambda name, p: dist.Normal(0.0, 1.0) if p.dim() > 1 else None  # noqa: E731
+    model = FixedNoise(nn.Linear(3, 1).double(), size=4, prior=prior)
+    loc = torch.randn(1, 3, dtype=F64)
+
+    def guide(x, y):
+        rate = pyro.param("rate", torch.tensor([0.3], dtype=F64), constraints.unit_interval)
+        mask = BernoulliMask(rate=rate, units=3)
+        z = pyro.sample("net.weight.mask", mask, infer={"is_auxiliary": True})
+        pyro.sample("net.weight", MaskedDelta(MaskedWeight(loc, z, mask.keep)))
+
+    svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({}), TraceDropout_ELBO(gradient="arm"))
+    for _ in range(2):
+        svi.step(x, y)
+        assert math.isfinite(svi.evaluate_loss(x, y))
+
+
 # Wrong use
 
 
@@ -245,96 +286,6 @@ def test_leave_one_out_needs_two(members):
         Reinforce(members)
 
 
-# What a review found
-
-
-def test_indexing_from_the_left_is_found_out_at_the_first_step():
-    x, y = regression_data(6)
-    net = BayesianModule(nn.Linear(3, 1).double())
-
-    class Model(PyroModule):
-        def __init__(self, wrong):
-            super().__init__()
-            self.net, self.wrong = net, wrong
-
-        def forward(self, x, y):
-            mean = self.net(x)[:, 0] if self.wrong else self.net(x)[..., 0]
-            with pyro.plate("data", len(x)):
-                pyro.sample("obs", dist.Normal(mean, 1.0), obs=y)
-
-    for wrong in (False, True):
-        one = Model(wrong)
-        for loss, learnable in (
-            (TraceDropout_ELBO(), True),
-            (RenyiDropout_ELBO(), False),
-            (TraceDropout_ELBO(3), False),
-        ):
-            guide = AutoBernoulliDropout(one, learnable=learnable)
-            for _ in range(2):
-                if wrong:
-                    with pytest.raises(ValueError, match=r"the model does not broadcast.*observed site 'obs'"):
-                        loss.loss_and_grads(one, guide, x, y)
-                else:
-                    loss.loss_and_grads(one, guide, x, y)
-        assert math.isfinite(TraceDropout_ELBO().loss(one, AutoBernoulliDropout(one), x, y))  # nothing is vectorised
-
-
-def test_the_first_step_leaves_other_random_numbers_alone():
-    case = Case()
-    before = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002 what a user may have seeded
-    TraceDropout_ELBO().loss_and_grads(case.model, case.guide, case.x, case.y)
-    assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # noqa: NPY002
-
-
-def test_random_subsamples_do_not_look_like_a_model_that_does_not_broadcast():
-    x, y = regression_data(20)
-    net = BayesianModule(nn.Linear(3, 1).double())
-
-    def model():
-        mean = net(x).squeeze(-1)
-        with pyro.plate("data", 20, subsample_size=5) as index:
-            pyro.sample("obs", dist.Normal(mean[..., index], 1.0), obs=y[index])
-
-    guide = AutoBernoulliDropout(model, learnable=True)
-    assert math.isfinite(TraceDropout_ELBO(masks="draw").loss_and_grads(model, guide))
-
-
-@pytest.mark.parametrize("loss", [TraceDropout_ELBO(), RenyiDropout_ELBO(0.5, 3)], ids=["elbo", "alpha"])
-def test_the_data_plate_must_be_the_rightmost(loss):
-    """Elsewhere the data term would be counted once for every particle."""
-    x, _ = regression_data(4)
-    net = BayesianModule(nn.Linear(3, 2).double())
-
-    def model(x):
-        mean = net(x)
-        with pyro.plate("data", len(x), dim=-2), pyro.plate("outputs", 2, dim=-1):
-            pyro.sample("obs", dist.Normal(mean, 1.0), obs=torch.zeros(len(x), 2, dtype=F64))
-
-    guide = AutoBernoulliDropout(model, learnable=True)
-    with pytest.raises(ValueError, match=r"more dimensions than plates.*dim -1|does not broadcast"):
-        loss.loss_and_grads(model, guide, x)
-
-
-def test_one_datum_that_depends_on_two_masks():
-    x, y = regression_data(5)
-    net = BayesianModule(nn.Linear(3, 1).double())
-
-    class Difference(PyroModule):
-        def __init__(self):
-            super().__init__()
-            self.net = net
-
-        def forward(self, x, y):
-            mean = self.net(x).squeeze(-1) - self.net(x[:1]).squeeze(-1)
-            with pyro.plate("data", len(x)):
-                pyro.sample("obs", dist.Normal(mean, 1.0), obs=y)
-
-    model = Difference()
-    with pytest.raises(ValueError, match="drew a mask for one datum and masks for 5"):
-        TraceDropout_ELBO().loss(model, AutoBernoulliDropout(model), x, y)
-    assert math.isfinite(TraceDropout_ELBO(masks="draw").loss(model, AutoBernoulliDropout(model), x, y))
-
-
 def test_a_loss_survives_a_failed_first_step_and_refuses_a_deeper_model():
     case = Case()
     loss = TraceDropout_ELBO()
@@ -347,47 +298,6 @@ def test_a_loss_survives_a_failed_first_step_and_refuses_a_deeper_model():
     message = "in 2 plates, more than the 1 of the loss's first"
     with pyro.validation_enabled(False), pytest.raises(ValueError, match=message):
         loss.loss_and_grads(networks, AutoBernoulliDropout(networks, learnable=True), x, y)
-
-
-def test_evaluation_takes_the_same_loss_where_rates_are_computed_from_parameters():
-    x, y = regression_data(4)
-    prior = lambda name, p: dist.Normal(0.0, 1.0) if p.dim() > 1 else None  # noqa: E731
-    model = FixedNoise(nn.Linear(3, 1).double(), size=4, prior=prior)
-    loc = torch.randn(1, 3, dtype=F64)
-
-    def guide(x, y):
-        rate = pyro.param("rate", torch.tensor([0.3], dtype=F64), constraints.unit_interval)
-        mask = BernoulliMask(rate=rate, units=3)
-        z = pyro.sample("net.weight.mask", mask, infer={"is_auxiliary": True})
-        pyro.sample("net.weight", MaskedDelta(MaskedWeight(loc, z, mask.keep)))
-
-    svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({}), TraceDropout_ELBO(gradient="arm"))
-    for _ in range(2):
-        svi.step(x, y)
-        assert math.isfinite(svi.evaluate_loss(x, y))
-
-
-def test_masks_that_are_not_learned_are_the_same_for_both_members():
-    case = Case()
-    guide = AutoBernoulliDropout(case.model, {"net.0.weight": 0.5, "net.2.weight": 0.5, "net.4.weight": 0.5})
-    seen = {}
-
-    def mixed(x, y):
-        out = guide(x, y)
-        mask = BernoulliMask(logits=pyro.param("a", torch.zeros(1)), units=2)
-        seen["learned"] = pyro.sample("other.mask", mask, infer={"is_auxiliary": True})
-        seen["fixed"] = out["net.2.weight"].mask
-        return out
-
-    torch.manual_seed(0)
-    TraceDropout_ELBO(masks="draw").loss_and_grads(case.model, mixed, case.x, case.y)
-    assert torch.equal(*seen["fixed"])
-    assert any(not torch.equal(*_draw(case, mixed, seen)) for _ in range(10))
-
-
-def _draw(case, guide, seen):
-    TraceDropout_ELBO(masks="draw").loss_and_grads(case.model, guide, case.x, case.y)
-    return seen["learned"]
 
 
 def test_sequential_plates_take_masks_per_draw():
@@ -403,40 +313,3 @@ def test_sequential_plates_take_masks_per_draw():
     with pytest.raises(NotImplementedError, match="need a vectorised data plate"):
         TraceDropout_ELBO().loss_and_grads(model, guide, x, y)
     assert math.isfinite(TraceDropout_ELBO(masks="draw").loss_and_grads(model, guide, x, y))
-
-
-def test_a_guide_that_computes_with_its_masks_needs_masks_per_draw():
-    def guide(x, y):
-        z = pyro.sample("net.weight.mask", BernoulliMask(0.5, units=3), infer={"is_auxiliary": True})
-        pyro.sample("net.weight", dist.Delta(z.unsqueeze(0).double(), event_dim=2))
-
-    case = Case(widths=(3,))
-    with pytest.raises(AttributeError, match=r"a mask per datum is not drawn yet.*masks=\"draw\""):
-        TraceDropout_ELBO().loss(case.model, guide, case.x, case.y)
-
-
-def test_two_networks_in_a_row_with_guides_of_their_own():
-    """Dense draws of the second network meet the members of the first."""
-    x, y = regression_data(4)
-
-    class Two(PyroModule):
-        def __init__(self):
-            super().__init__()
-            self.first = BayesianModule(nn.Linear(3, 2).double())
-            self.second = BayesianModule(nn.Linear(2, 1).double(), event_dim=1)
-
-        def forward(self, x, y):
-            mean = self.second(self.first(x)).squeeze(-1)
-            with pyro.plate("data", len(x)):
-                pyro.sample("obs", dist.Normal(mean, 1.0), obs=y)
-
-    model = Two()
-    first = poutine.block(model, hide_fn=lambda m: "second" in m["name"])
-    guide = AutoGuideList(model)
-    guide.append(AutoBernoulliDropout(first, rate=0.4, learnable=True))
-    guide.append(AutoNormal(poutine.block(model, hide_fn=lambda m: "first" in m["name"])))
-    ours = gradients(TraceDropout_ELBO(10), model, guide, x, y, 60)
-    stock = gradients(Trace_ELBO(400, vectorize_particles=True), model, guide, x, y, 60)
-    assert_same_mean(ours[0], stock[0])
-    for name in ours[1]:
-        assert_same_mean(ours[1][name], stock[1][name])
