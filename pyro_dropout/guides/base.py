@@ -85,7 +85,7 @@ class DropoutGuide(AutoGuide):
         self.learnable, self.per_unit, self.shared = learnable, per_unit, shared
         self._make_rest = rest
         self._units: dict[str, MaskedUnits] = {}
-        self._snapshots: dict[str, Any] = {}
+        self._snapshots: dict[str, Tensor] = {}
         self.locs = PyroModule()
         self.logits = PyroModule()  # of keeping, where rates are learned
         self.rate_buffers = PyroModule()  # where they are fixed
@@ -220,20 +220,17 @@ class DropoutGuide(AutoGuide):
     def _loc(self, name: str) -> Tensor:
         """The mean weight: where gradients are taken the parameter itself, else a copy.
 
-        Draws that are kept must not change when training goes on, and all draws until then share one copy. A change
-        shows as another address or version of the parameter; who changes it otherwise calls ``forget_snapshots``.
+        Draws that are kept must not change when training goes on, and all draws until then share one copy. Only the
+        values tell whether the parameter has changed since: writes through ``.data``, as of some optimisers, are not
+        counted.
         """
         loc = value_at(self, "locs." + name)
         if torch.is_grad_enabled() or is_traced():
             return loc
-        state = (loc.data_ptr(), loc._version)
-        if self._snapshots.get(name, (None,))[0] != state:
-            self._snapshots[name] = (state, loc.detach().clone())
-        return self._snapshots[name][1]
-
-    def forget_snapshots(self) -> None:
-        """Draws from here on take parameters as they are now, also where these changed without PyTorch's knowing."""
-        self._snapshots.clear()
+        known = self._snapshots.get(name)
+        if known is None or known.dtype != loc.dtype or known.device != loc.device or not torch.equal(known, loc):
+            known = self._snapshots[name] = loc.detach().clone()
+        return known
 
     def rates(self) -> dict[str, Tensor]:
         """Current probability of dropping, by site: a number, or one per unit."""

@@ -18,7 +18,6 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from pyro_dropout._modes import forked_rng
 from pyro_dropout._store import load_state_of, named, state_of
-from pyro_dropout.guides.base import DropoutGuide
 from pyro_dropout.losses.elbo import TraceDropout_ELBO
 from pyro_dropout.training._steps.messages import announce
 from pyro_dropout.training._steps.program import check_loss_and_backend, eager_gradients
@@ -109,7 +108,6 @@ class ReplicatedSVI:
         self._common: Replicates | None = None  # what these steps have in common
         self._modules: list[list[nn.Module]] = []  # of each replicate, once it was called
         self._held: list[Any] = []
-        self._guides: list[DropoutGuide] = []
         self._started = False
         self.alive = torch.ones(number, dtype=torch.bool)  # whose losses were finite so far
         self.models, self.guides = [], []
@@ -284,14 +282,10 @@ class ReplicatedSVI:
             with pyro.settings.context(module_local_params=True):
                 self._steps[key] = SharedStep(common, self.alive, args, kwargs)
             self._held = self._tensors()
-            modules = [module for guide in self.guides for module in modules_of(guide)]
-            self._guides = [module for module in modules if isinstance(module, DropoutGuide)]
             if self.progress and self.backend == "inductor":
                 announce("ReplicatedSVI: compiled a step", args, kwargs, time.perf_counter() - start)
         step = self._steps[key]
         step.refresh()
-        for guide in self._guides:  # parameters change as views, without their knowing
-            guide.forget_snapshots()
         return step
 
     def _report(self, results: Tensor) -> Tensor:
