@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -36,3 +36,28 @@ def evaluation_mode() -> Iterator[None]:
         hook.remove()
         for inner in changed:
             inner.training = True
+
+
+@contextmanager
+def trial_run() -> Iterator[None]:
+    """A run whose gradients are looked at, and which leaves nothing behind: no random numbers taken, buffers as before.
+
+    Also inside of ``torch.no_grad`` and ``torch.inference_mode``.
+    """
+    kept: dict[Tensor, Tensor] = {}
+
+    def keep(module: nn.Module, _: Any) -> None:
+        for buffer in module._buffers.values():
+            if type(buffer) is Tensor and buffer not in kept:
+                kept[buffer] = buffer.detach().clone()
+
+    hook = nn.modules.module.register_module_forward_pre_hook(keep)
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), forked_rng():
+            yield
+    finally:
+        hook.remove()
+        with torch.no_grad():
+            for buffer, before in kept.items():
+                if not torch.equal(buffer, before):
+                    buffer.copy_(before)

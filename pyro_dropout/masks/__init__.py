@@ -10,7 +10,7 @@ say, and their losses make a gradient: ``estimators`` has the rules, and calls t
 A user's mask is a subclass of ``Mask``, a user's estimator one of ``GradientEstimator``.
 """
 
-from pyro_dropout.masks.datum import DatumMask
+from pyro_dropout.masks.datum import DatumMask, LeafSource
 from pyro_dropout.masks.distributions import BernoulliMask, ConcreteMask, Mask
 from pyro_dropout.masks.estimators import ARM, DisARM, GradientEstimator, Reinforce
 from pyro_dropout.masks.messengers import DatumMasks, JointDraw, MemberMask, Members
@@ -24,6 +24,7 @@ __all__ = [
     "DisARM",
     "GradientEstimator",
     "JointDraw",
+    "LeafSource",
     "Mask",
     "MemberMask",
     "Members",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -63,6 +63,40 @@ class DatumMask:
         if batch_shape not in self.draws:
             self.draws[batch_shape] = self.distribution.expand(batch_shape)()
         return self.draws[batch_shape]
+
+
+class LeafSource:
+    """Masks that are leaves, with real numbers that no unit is dropped by: how gradients at masks are looked at.
+
+    Example::
+
+        >>> leaves = LeafSource()
+        >>> mask = DatumMask(leaves.of(units=2, like=torch.zeros(1)))
+        >>> mask.draw((3,)).requires_grad, leaves.leaves[0].shape
+        (True, torch.Size([3, 2]))
+    """
+
+    def __init__(self) -> None:
+        self.leaves: list[Tensor] = []
+
+    def of(self, units: int, like: Tensor, batch_shape: tuple[int, ...] = ()) -> _Leaf:
+        """The source of one weight's masks, of the dtype and on the device of ``like``."""
+        return _Leaf(self, units, like, torch.Size(batch_shape))
+
+
+class _Leaf(NamedTuple):
+    source: LeafSource
+    units: int
+    like: Tensor
+    batch_shape: torch.Size
+
+    def expand(self, batch_shape: tuple[int, ...]) -> _Leaf:
+        return self._replace(batch_shape=torch.Size(batch_shape))
+
+    def __call__(self) -> Tensor:
+        z = torch.rand((*self.batch_shape, self.units), dtype=self.like.dtype, device=self.like.device)
+        self.source.leaves.append(z.mul_(0.5).add_(0.5).requires_grad_())
+        return self.source.leaves[-1]
 
 
 class _EntryOf:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,57 +18,13 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 import pyro_dropout._settings as settings
 from pyro_dropout._values import drop_equal
 from pyro_dropout.masks.datum import DatumMask
+from pyro_dropout.nn._call import Call, Network
+from pyro_dropout.nn._mixing import mixes_rows
 from pyro_dropout.nn.slots import CONVOLUTIONS, Slot, filled
 from pyro_dropout.weights.shapes import BatchDims, has_place_of_data, with_place_of_data
 from pyro_dropout.weights.weight import MaskedWeight
 
 _WITHOUT_VMAP = (nn.RNNBase, nn.MultiheadAttention)  # fused kernels without batching rules
-
-
-class Network(NamedTuple):
-    """A network, and what ``BayesianModule`` knows of it.
-
-    :param net: the network.
-    :param slots: where its parameters stood, by name.
-    :param first: its first layer with parameters.
-    :param event_dim: number of dimensions of one datum, as the user gave it.
-    """
-
-    net: nn.Module
-    slots: dict[str, Slot]
-    first: nn.Module
-    event_dim: int | Sequence[int] | None
-
-    @property
-    def trains_batch_norm(self) -> bool:
-        return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in self.net.modules())
-
-
-class Call(NamedTuple):
-    """One call of a network.
-
-    :param values: sampled values by name, ``[*plates, *event]``.
-    :param args, kwargs: the call's own.
-    :param plates: what the values' batch shapes broadcast to, with the place of the data; empty if they have none.
-    :param event_dims: of each positional input; empty where it is not known and not needed.
-    """
-
-    values: dict[str, Tensor]
-    args: Sequence[Any]
-    kwargs: dict[str, Any]
-    plates: torch.Size = torch.Size()
-    event_dims: Sequence[int] = ()
-
-    @property
-    def batches(self) -> list[torch.Size]:
-        """Batch shapes of the inputs."""
-        pairs = zip(self.args, self.event_dims, strict=False)
-        return [a.shape[: a.dim() - event_dim] for a, event_dim in pairs if isinstance(a, Tensor)]
-
-    @property
-    def rows(self) -> int:
-        """Number of data of one network."""
-        return max((batch[-1] for batch in self.batches if batch), default=1)
 
 
 def run(network: Network, call: Call) -> Any:
@@ -83,10 +39,29 @@ def run(network: Network, call: Call) -> Any:
         plates = with_place_of_data(plates)
     call = call._replace(values=values, plates=plates, event_dims=_event_dims(network, call.args, plates))
     mapped = plates and any(_must_map(slot, name, values) for name, slot in network.slots.items())
+    if call.event_dims and _many(call) and mixes_rows(network, call):
+        _check_masks(network, values)
+        mapped = True
     way = _map_over_weights if mapped else _merge_batch
     if plates and _in_slices(network, call):
         return _run_slices(way, network, call)
     return way(network, call)
+
+
+def _many(call: Call) -> bool:
+    """Whether plates and data are more than one batch of one network."""
+    sizes = [1, *call.plates[:-1], *(size for batch in call.batches for size in batch[:-1])]
+    return max(sizes) > 1
+
+
+def _check_masks(network: Network, values: dict[str, Tensor]) -> None:
+    """Of a network that mixes rows: a datum's output would depend on the masks of others."""
+    for name, value in values.items():
+        if isinstance(value, MaskedWeight) and isinstance(value.mask, DatumMask):
+            raise ValueError(
+                f"{type(network.net).__name__} mixes rows of its batch (attention or sums over rows, a graph, batch "
+                f'statistics), so that weight {name!r} cannot have a mask for each datum: use masks="draw"'
+            )
 
 
 def _placed(value: Tensor, slot: Slot, plates: torch.Size) -> Tensor:
@@ -202,7 +177,7 @@ def _map_over_weights(network: Network, call: Call) -> Any:
     def entry(index: tuple[int, ...]) -> Any:
         return run_one({n: w[index] for n, w in weights.items()}, {i: a[index] for i, a in data.items()})
 
-    masked = any(isinstance(w, MaskedWeight) for w in weights.values())
+    masked = any(isinstance(w, MaskedWeight) for w in call.values.values())
     if masked or network.trains_batch_norm or any(isinstance(m, _WITHOUT_VMAP) for m in network.net.modules()):
         outs = [entry(index) for index in itertools.product(*map(range, plates))]
         out = tree_map(lambda *entries: torch.stack(entries), *outs)

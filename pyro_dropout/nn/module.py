@@ -11,7 +11,8 @@ import pyro.distributions as dist
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from pyro_dropout.nn._batching import Call, Network, run
+from pyro_dropout.nn._batching import run
+from pyro_dropout.nn._call import Call, Network
 from pyro_dropout.nn._full_prior import moved
 from pyro_dropout.nn.slots import Slot, make_slots
 
@@ -64,6 +65,7 @@ class BayesianModule(PyroModule):
             raise ValueError(f"no parameter of {type(net).__name__} has a prior: nothing in it would be Bayesian")
         self.dropout_layers: dict[str, str] = {}  # by weight, of a network that came with them (from_torch)
         self._learns = any(True for _ in self.net.parameters())
+        self._mixing: dict[tuple[bool, ...], bool] = {}  # whether it mixes rows, by the modes of its modules
 
     @property
     def slots(self) -> dict[str, list[tuple[str, str]]]:
@@ -85,7 +87,7 @@ class BayesianModule(PyroModule):
         values = {name: self._sample(name, slot) for name, slot in self._slots.items()}
         # Reading self.net makes Pyro register its parameters: wanted where some are learnable, slow where none are.
         net = self.net if self._learns else self._modules["net"]
-        return run(Network(net, self._slots, self._first, self.event_dim), Call(values, args, kwargs))
+        return run(Network(net, self._slots, self._first, self.event_dim, self._mixing), Call(values, args, kwargs))
 
     def _sample(self, name: str, slot: Slot) -> Tensor:
         fullname = self._pyro_get_fullname(name)

@@ -1,0 +1,59 @@
+"""A network with sampled values of its parameters, and one call of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pyro_dropout.nn.slots import Slot
+
+
+class Network(NamedTuple):
+    """A network, and what ``BayesianModule`` knows of it.
+
+    :param net: the network.
+    :param slots: where its parameters stood, by name.
+    :param first: its first layer with parameters.
+    :param event_dim: number of dimensions of one datum, as the user gave it.
+    :param mixing: by the modes of its modules whether it mixes rows, as far as that is known.
+    """
+
+    net: nn.Module
+    slots: dict[str, Slot]
+    first: nn.Module
+    event_dim: int | Sequence[int] | None
+    mixing: dict[tuple[bool, ...], bool]
+
+    @property
+    def trains_batch_norm(self) -> bool:
+        return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in self.net.modules())
+
+
+class Call(NamedTuple):
+    """One call of a network.
+
+    :param values: sampled values by name, ``[*plates, *event]``.
+    :param args, kwargs: the call's own.
+    :param plates: what the values' batch shapes broadcast to, with the place of the data; empty if they have none.
+    :param event_dims: of each positional input; empty where it is not known and not needed.
+    """
+
+    values: dict[str, Tensor]
+    args: Sequence[Any]
+    kwargs: dict[str, Any]
+    plates: torch.Size = torch.Size()
+    event_dims: Sequence[int] = ()
+
+    @property
+    def batches(self) -> list[torch.Size]:
+        """Batch shapes of the inputs."""
+        pairs = zip(self.args, self.event_dims, strict=False)
+        return [a.shape[: a.dim() - event_dim] for a, event_dim in pairs if isinstance(a, Tensor)]
+
+    @property
+    def rows(self) -> int:
+        """Number of data of one network."""
+        return max((batch[-1] for batch in self.batches if batch), default=1)

@@ -1,0 +1,73 @@
+"""Whether a network mixes the rows of its batch: attention or sums over rows, graphs, batch statistics.
+
+Such a network must never see rows of two draws in one batch. One run of one draw tells, the first time that plates and
+data are to be merged: masks with real numbers, a row for each datum, and inputs are leaves, at which the output's rows
+have gradients.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from pyro_dropout._modes import trial_run
+from pyro_dropout._rows import mixes
+from pyro_dropout._values import is_traced
+from pyro_dropout.masks.datum import DatumMask, LeafSource
+from pyro_dropout.nn._call import Call, Network
+from pyro_dropout.nn.slots import filled
+from pyro_dropout.weights.weight import MaskedWeight
+
+
+def mixes_rows(network: Network, call: Call) -> bool:
+    """The answer for the modes (``train``, ``eval``) that the network's modules are in; kept.
+
+    A network whose trial fails counts as one that mixes: draws then run in turn, which is always right.
+    """
+    modes = tuple(module.training for module in network.net.modules())
+    if modes not in network.mixing:
+        if is_traced():  # what is traced has run before
+            return False
+        with trial_run():
+            try:
+                network.mixing[modes] = _trial(network, call)
+            except Exception:
+                network.mixing[modes] = True
+    return network.mixing[modes]
+
+
+def _trial(network: Network, call: Call) -> bool:
+    masks = LeafSource()
+    values = {name: _first(value, network.slots[name].event_dim, masks) for name, value in call.values.items()}
+    args: list[Any] = []
+    inputs: list[Tensor] = []
+    for a, event_dim in zip(call.args, call.event_dims, strict=True):
+        if isinstance(a, Tensor):
+            a = a.detach()[(0,) * (a.dim() - event_dim - 1)].clone()
+            a = torch.cat([a, a]) if len(a) == 1 else a  # one row alone has nothing to mix with
+            if a.is_floating_point():
+                inputs.append(a.requires_grad_())
+                a = a * 1  # a network may change its input in place
+        args.append(a)
+    with filled(network.slots, values):
+        outputs = [out for out in tree_leaves(network.net(*args, **call.kwargs)) if isinstance(out, Tensor)]
+    rows = max(len(a) for a in args if isinstance(a, Tensor))
+    outputs = [out for out in outputs if out.dim() and len(out) == rows and out.is_floating_point()]
+    leaves = [leaf for leaf in (*inputs, *masks.leaves) if len(leaf) == rows]
+    return mixes([(out, 0) for out in outputs], [(leaf, 0) for leaf in leaves])
+
+
+def _first(value: Tensor, event_dim: int, masks: LeafSource) -> Tensor:
+    """Of the first entry of all plates: a dense value, or a masked weight whose masks per datum are leaves."""
+    if not isinstance(value, MaskedWeight):
+        return value.detach()[(0,) * (value.dim() - event_dim)].clone()
+    loc, keep = value.loc.detach(), value.keep.detach()
+    loc, keep = loc[(0,) * (loc.dim() - event_dim)].clone(), keep[(0,) * (keep.dim() - 1)].clone()
+    if value.units.count(value.event_shape) == 0:
+        return loc
+    return MaskedWeight(
+        loc, DatumMask(masks.of(value.units.count(value.event_shape), loc)), keep, value.units, value.site
+    )
