@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 
 @contextmanager
@@ -47,13 +48,14 @@ def trial_run() -> Iterator[None]:
     kept: dict[Tensor, Tensor] = {}
 
     def keep(module: nn.Module, _: Any) -> None:
-        for buffer in module._buffers.values():
-            if type(buffer) is Tensor and buffer not in kept:
+        for name, buffer in module._buffers.items():  # others hold sampled weights
+            if buffer is not None and name not in module._non_persistent_buffers_set and buffer not in kept:
                 kept[buffer] = buffer.detach().clone()
 
     hook = nn.modules.module.register_module_forward_pre_hook(keep)
     try:
-        with torch.inference_mode(False), torch.enable_grad(), forked_rng():
+        # Outside of dispatch modes: what counts memory or random numbers must not count this.
+        with _disable_current_modes(), torch.inference_mode(False), torch.enable_grad(), forked_rng():
             yield
     finally:
         hook.remove()

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from pyro_dropout._modes import forked_rng
 from pyro_dropout._sites import is_deterministic, sample_sites
+from pyro_dropout._values import is_traced
 from pyro_dropout.losses._broadcasting import check_broadcasting, check_depth, without_members
+from pyro_dropout.losses._independence import check_independence
 from pyro_dropout.losses._runs import GuidedRun, Terms
 from pyro_dropout.losses._terms import could_have_changed, entropy, kl_terms, scaled
 from pyro_dropout.losses.nonfinite import (
@@ -43,8 +45,9 @@ class TraceDropout_ELBO(ELBO):
     (CD appendix B, first interpretation). Other latent sites contribute their closed-form KL where Pyro has one
     and a reparametrised estimate otherwise.
 
-    With masks per datum the likelihood of a datum must depend on its own row of each layer's input alone: networks
-    that mix the rows of a batch, or observations that pick rows by an index, need ``masks="draw"``.
+    With masks per datum the likelihood of a datum must depend on its own row of each layer's input alone. A run at the
+    first step checks it: networks that mix the rows of a batch, or observations that pick rows by an index, need
+    ``masks="draw"``.
 
     :param num_particles: Monte Carlo draws of the expected log-likelihood per step.
     :param vectorize_particles: draw them at once, in a plate left of the model's.
@@ -59,8 +62,9 @@ class TraceDropout_ELBO(ELBO):
         masks learned.
     :param retain_graph: as in Pyro.
     :raises ValueError: at a step: a loss that is not finite, in ``loss_and_grads`` (``SVI``) a gradient that is not
-        finite either, with parameters left as they were; masks per datum without a data plate, or for a layer
-        whose input does not have the data first; a ``gradient`` where no hard mask is learned.
+        finite either, with parameters left as they were; masks per datum without a data plate, for a layer whose
+        input does not have the data first, or where a datum's likelihood depends on the masks of others; a
+        ``gradient`` where no hard mask is learned.
 
     Example::
 
@@ -100,6 +104,7 @@ class TraceDropout_ELBO(ELBO):
         self.masks = masks
         self.gradient = gradient
         self._rates = _Rates.UNKNOWN
+        self._independent = masks == "draw"  # whether rows have been seen not to know each other's masks
         super().__init__(
             num_particles=num_particles,
             vectorize_particles=vectorize_particles and num_particles > 1,  # one needs no plate, nor its depth
@@ -145,6 +150,7 @@ class TraceDropout_ELBO(ELBO):
         It takes no random numbers from later calls, so that training can resume.
         """
         with forked_rng(), naming_culprits(model, guide, args, kwargs):
+            self._check_independence(model, guide, args, kwargs)
             self._notice_rates(self._trace_guide(guide, args, kwargs)[0], model, guide, args, kwargs)
             if self.vectorize_particles and self.max_plate_nesting == float("inf"):
                 self._guess_max_plate_nesting(model, guide, args, kwargs)
@@ -166,6 +172,10 @@ class TraceDropout_ELBO(ELBO):
     def _batches(self, runs: Iterator[GuidedRun]) -> Iterator[list[GuidedRun]]:
         """The runs that have to be evaluated together: here, as the ELBO is linear in particles, each alone."""
         return ([run] for run in runs)
+
+    def _get_traces(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> Iterator[GuidedRun]:
+        self._check_independence(model, guide, args, kwargs)  # of a single particle
+        return super()._get_traces(model, guide, args, kwargs)
 
     def _get_trace(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> GuidedRun:
         if self._rates is _Rates.UNKNOWN:
@@ -201,6 +211,11 @@ class TraceDropout_ELBO(ELBO):
             self._guess_max_plate_nesting(model, guide, args, kwargs)
         self._rates = _Rates.ESTIMATED if learned else _Rates.DIFFERENTIATED
         return changed
+
+    def _check_independence(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> None:
+        """Once, with the first data of more than one row; what is traced has run before."""
+        if not self._independent and not is_traced():
+            self._independent = check_independence(model, guide, args, kwargs)
 
     def _guess_max_plate_nesting(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> None:
         """As in Pyro, and makes sure once that the model takes a dimension left of its plates."""

@@ -79,9 +79,12 @@ class LeafSource:
     def __init__(self) -> None:
         self.leaves: list[Tensor] = []
 
-    def of(self, units: int, like: Tensor, batch_shape: tuple[int, ...] = ()) -> _Leaf:
-        """The source of one weight's masks, of the dtype and on the device of ``like``."""
-        return _Leaf(self, units, like, torch.Size(batch_shape))
+    def of(self, units: int, like: Tensor, batch_shape: tuple[int, ...] = (), kept: Tensor | None = None) -> _Leaf:
+        """The source of one weight's masks, of the dtype and on the device of ``like``.
+
+        :param kept: units whose mask is always 1, ``[*batch_shape, 1 or units]``.
+        """
+        return _Leaf(self, units, like, torch.Size(batch_shape), kept)
 
 
 class _Leaf(NamedTuple):
@@ -89,14 +92,15 @@ class _Leaf(NamedTuple):
     units: int
     like: Tensor
     batch_shape: torch.Size
+    kept: Tensor | None
 
     def expand(self, batch_shape: tuple[int, ...]) -> _Leaf:
         return self._replace(batch_shape=torch.Size(batch_shape))
 
     def __call__(self) -> Tensor:
         z = torch.rand((*self.batch_shape, self.units), dtype=self.like.dtype, device=self.like.device)
-        self.source.leaves.append(z.mul_(0.5).add_(0.5).requires_grad_())
-        return self.source.leaves[-1]
+        self.source.leaves.append(leaf := z.mul_(0.5).add_(0.5).requires_grad_())
+        return leaf if self.kept is None else torch.where(self.kept, 1.0, leaf)
 
 
 class _EntryOf:

@@ -25,7 +25,8 @@ from pyro_dropout.weights.weight import MaskedWeight
 def mixes_rows(network: Network, call: Call) -> bool:
     """The answer for the modes (``train``, ``eval``) that the network's modules are in; kept.
 
-    A network whose trial fails counts as one that mixes: draws then run in turn, which is always right.
+    Where the trial fails, gradients being what a network is not made for, say, it counts as one that mixes: its draws
+    run in turn, which is always right.
     """
     modes = tuple(module.training for module in network.net.modules())
     if modes not in network.mixing:

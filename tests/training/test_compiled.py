@@ -311,7 +311,7 @@ def test_batch_norm_counts_each_step_once_and_knows_its_mode():
     counts = []
     for backend in ("eager", None):
         pyro.clear_param_store()
-        s = scenario("batchnorm", "fixed", "elbo")
+        s = scenario("batchnorm", "fixed", "draw")
         svi = compiled_svi(s, pyro.optim.Adam({})) if backend else SVI(s.model, s.guide, pyro.optim.Adam({}), s.loss)
         norm = next(m for m in s.model.modules() if isinstance(m, nn.BatchNorm1d))
         start = norm.num_batches_tracked.item()

@@ -119,14 +119,15 @@ def function(rate, scale, precision):
     return model, AutoBernoulliDropout(model, rate=rate)
 
 
+PER_DRAW = partial(TraceDropout_ELBO, masks="draw")  # batch statistics are of all rows
 CASES = {
     "concrete": (concrete, {}, TraceDropout_ELBO),
     "fixed": (fixed, {}, lambda: TraceDropout_ELBO(2)),
     "learned": (learned, {}, lambda: TraceDropout_ELBO(gradient="disarm")),
-    "batch norm": (fixed, {"norm": True}, TraceDropout_ELBO),
+    "batch norm": (fixed, {"norm": True}, PER_DRAW),
     "alpha": (concrete, {}, lambda: RenyiDropout_ELBO(0.5, 3)),
     "latent": (latent, {}, TraceDropout_ELBO),
-    "function": (function, {}, TraceDropout_ELBO),
+    "function": (function, {}, PER_DRAW),
 }
 
 
@@ -221,7 +222,7 @@ def test_buffers_are_read_at_every_step():
 
 def test_one_that_dies_keeps_its_batch_norm():
     x, y = data()
-    svi = ReplicatedSVI(fixed, grid(norm=True), adam(), seeds=SEEDS, backend="eager")
+    svi = ReplicatedSVI(fixed, grid(norm=True), adam(), PER_DRAW(), seeds=SEEDS, backend="eager")
     for _ in range(2):
         svi.step(x, y)
     before = [state(*own) for own in zip(svi.models, svi.guides, strict=True)]
@@ -382,7 +383,7 @@ def test_training_goes_on_where_it_was_interrupted(make, shared, tmp_path, monke
             return pyro.optim.ExponentialLR({"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.05}, "gamma": 0.8})
 
         optims = schedule() if shared else [schedule() for _ in range(3)]
-        svi = ReplicatedSVI(make, grid(norm=True)[:3], optims, seeds=SEEDS[:3], backend="eager")
+        svi = ReplicatedSVI(make, grid(norm=True)[:3], optims, PER_DRAW(), seeds=SEEDS[:3], backend="eager")
         return svi, {id(optim): optim for optim in svi.optims}.values()
 
     def go(svi, optims, steps):
@@ -462,7 +463,7 @@ def test_numbers_that_differ_raise_with_their_name():
     ):
         svi.step(x, y)
     values[2] = {**values[2], "size": 20, "norm": True}
-    svi = ReplicatedSVI(concrete, values, adam(), backend="eager")
+    svi = ReplicatedSVI(concrete, values, adam(), PER_DRAW(), backend="eager")
     svi.step(x, y)
     with pytest.raises(ValueError, match=r"replicates 0 and 2 differ|replicate 2"):
         svi.step(x, y)
