@@ -40,11 +40,8 @@ def evaluation_mode() -> Iterator[None]:
 
 
 @contextmanager
-def trial_run() -> Iterator[None]:
-    """A run whose gradients are looked at, and which leaves nothing behind: no random numbers taken, buffers as before.
-
-    Also inside of ``torch.no_grad`` and ``torch.inference_mode``.
-    """
+def unchanged_buffers() -> Iterator[None]:
+    """Buffers of modules that are called inside, running statistics say, are afterwards as before."""
     kept: dict[Tensor, Tensor] = {}
 
     def keep(module: nn.Module, _: Any) -> None:
@@ -54,12 +51,21 @@ def trial_run() -> Iterator[None]:
 
     hook = nn.modules.module.register_module_forward_pre_hook(keep)
     try:
-        # Outside of dispatch modes: what counts memory or random numbers must not count this.
-        with _disable_current_modes(), torch.inference_mode(False), torch.enable_grad(), forked_rng():
-            yield
+        yield
     finally:
         hook.remove()
         with torch.no_grad():
             for buffer, before in kept.items():
                 if not torch.equal(buffer, before):
                     buffer.copy_(before)
+
+
+@contextmanager
+def trial_run() -> Iterator[None]:
+    """A run whose gradients are looked at, and which leaves nothing behind: no random numbers taken, buffers as before.
+
+    Also inside of ``torch.no_grad`` and ``torch.inference_mode``.
+    """
+    # Outside of dispatch modes: what counts memory or random numbers must not count this.
+    with unchanged_buffers(), _disable_current_modes(), torch.inference_mode(False), torch.enable_grad(), forked_rng():
+        yield

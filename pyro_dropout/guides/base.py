@@ -18,6 +18,7 @@ from pyro.nn.module import PyroModule, PyroParam
 from pyro.ops.tensor_utils import periodic_repeat
 from torch import Tensor, nn
 
+from pyro_dropout._modes import unchanged_buffers
 from pyro_dropout._sites import is_weight
 from pyro_dropout._values import is_traced
 from pyro_dropout.guides._state import adopt, leaf_of, make_room, tensors_of, unknown_sites, value_at
@@ -199,7 +200,9 @@ class DropoutGuide(AutoGuide):
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Samples every latent site of the model, given the same arguments; weights are masked weights."""
         if self.prototype_trace is None:
-            self._setup_prototype(*args, **kwargs)
+            with unchanged_buffers():  # the model runs for its sites alone, for the guide of the rest too
+                self._setup_prototype(*args, **kwargs)
+                return self.forward(*args, **kwargs)
         plates = self._create_plates(*args, **kwargs)
         result: dict[str, Tensor] = {}
         for name, units in self._units.items():

@@ -18,6 +18,7 @@ from pyro_dropout._modes import forked_rng
 from pyro_dropout._sites import plate_nesting, sample_sites
 
 _PROBES = (2, 3)  # rows of data: enough to see what grows with them
+_LEAVES = 13  # rows of data that are looked at for a dependence on each other
 _ENOUGH = 2**14  # draws times rows of the largest run that is only measured: it costs time
 _GROWTH = 8  # at most, from one measured size to the next
 
@@ -53,6 +54,22 @@ class Inputs:
             return self.args, self.kwargs
         args = tuple(a[some] if i in self.keys else a for i, a in enumerate(self.args))
         return args, {name: a[some] if name in self.keys else a for name, a in self.kwargs.items()}
+
+    def leaves(self) -> tuple[int, Any, Any, list[Tensor]]:
+        """Some rows whose numbers require gradients: how many, the arguments, and what requires them."""
+        number, leaves = min(self.size, _LEAVES), list[Tensor]()
+
+        def leaf(key: int | str, a: Any) -> Any:
+            if key not in self.keys:
+                return a
+            a = a[:number].detach().clone()
+            if not a.is_floating_point():
+                return a
+            leaves.append(a.requires_grad_())
+            return a * 1  # a network may change its input in place
+
+        args = tuple(leaf(i, a) for i, a in enumerate(self.args))
+        return number, args, {name: leaf(name, a) for name, a in self.kwargs.items()}, leaves
 
 
 def _holds_tensors(value: Any) -> bool:
@@ -207,9 +224,11 @@ class Sizes(NamedTuple):
         return Sizes.within(memory, lambda some, _: run(some), draws, Inputs((), {}, data=()), "of the guide").draws
 
     def _grown(self, factor: float, most: Sizes) -> Sizes:
-        if self.rows < most.rows:
-            return Sizes(self.draws, min(most.rows, int(self.rows * factor)))
-        return Sizes(min(most.draws, int(self.draws * factor)), self.rows)
+        """Larger by at most a factor: rows of the data first, and by what they leave of it the draws."""
+        rows = min(most.rows, int(self.rows * factor))
+        if rows < most.rows:
+            return Sizes(self.draws, rows)
+        return Sizes(max(self.draws, min(most.draws, int(self.draws * factor * self.rows / rows))), rows)
 
 
 def _bytes(run: Callable[[slice, slice], Any], sizes: Sizes) -> int:

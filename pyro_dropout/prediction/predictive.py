@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from pyro_dropout._modes import evaluation_mode, forked_rng
 from pyro_dropout._sites import is_deterministic, is_of_network, sample_sites
-from pyro_dropout._values import same_values
 from pyro_dropout.masks.messengers import DatumMasks
 from pyro_dropout.metrics.moments import PredictiveMoments
 from pyro_dropout.prediction._accumulators import Accumulator, LogMean, Moments, Stack
+from pyro_dropout.prediction._independence import check_rows
 from pyro_dropout.prediction._parts import Inputs, Layout, Sizes, slices
 from pyro_dropout.prediction._reads import location, read_log_density, read_moments, read_value
 from pyro_dropout.prediction.draws import drawn, draws_plate, replayed
@@ -206,29 +206,17 @@ class DropoutPredictive(Predictive):
     def _found(self, task: _Task, draws: slice, rows: slice) -> dict[str, tuple[Tensor, ...]]:
         """What is read of some draws on some rows of the data."""
         with torch.inference_mode():
-            trace = self._trace(task, draws, rows)
+            trace = self._trace(task, draws, rows, *task.inputs.rows(rows))
             return task.layout.arrange(self._read(trace, task.read, task.latent), draws, rows)
 
     def _check_rows(self, task: _Task) -> None:
-        """Where data come in parts, a datum's distribution must not depend on the others'."""
-        if task.latents is None or len(task.inputs.probes) == 1:
-            return
-        few, more = (self._locations(task, slice(0, n)) for n in task.inputs.probes)
-        for name, expected in few.items():
-            found = more[name]
-            for d, size in enumerate(expected.shape):
-                found = found.narrow(d, 0, size)
-            if not same_values(found, expected):
-                raise ValueError(
-                    f"site {name!r} has another distribution for a datum with other data beside it, so that data "
-                    "cannot be taken in parts: give data=() to take them whole"
-                )
+        if task.latents is not None and len(task.inputs.probes) > 1:
 
-    def _locations(self, task: _Task, rows: slice) -> dict[str, Tensor]:
-        """Where the distributions of one draw are."""
-        with forked_rng():
-            trace = self._trace(task, slice(0, 1), rows)
-        return {n: location(site["fn"]) for n, site in sample_sites(trace) if n not in task.latent}
+            def locations(number: int, args: Any, kwargs: Any) -> dict[str, Tensor]:
+                trace = self._trace(task, slice(0, 1), slice(0, number), args, kwargs)
+                return {n: location(site["fn"]) for n, site in sample_sites(trace) if n not in task.latent}
+
+            check_rows(task.inputs, locations)
 
     def _read(self, trace: Any, read: Callable, latent: set[str]) -> dict[str, tuple[Tensor, ...]]:
         """What ``read`` finds at each site that is wanted."""
@@ -256,9 +244,8 @@ class DropoutPredictive(Predictive):
             )
         return found
 
-    def _trace(self, task: _Task, draws: slice, rows: slice) -> Any:
-        """The model's trace of some draws on some data."""
-        args, kwargs = task.inputs.rows(rows)
+    def _trace(self, task: _Task, draws: slice, rows: slice, args: Any, kwargs: Any) -> Any:
+        """The model's trace of some draws on some data, the arguments' rows."""
         plate = draws_plate(draws.stop - draws.start, task.layout.nesting)
         if task.latents is None:
             return self._trace_per_datum(plate, args, kwargs, rows)

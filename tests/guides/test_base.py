@@ -15,7 +15,7 @@ from models.regression import Regression
 from pyro_dropout import AutoBernoulliDropout, AutoConcreteDropout, BayesianModule
 from pyro_dropout.masks import BernoulliMask
 from tests.support.fits import train
-from tests.support.scenarios import assert_same_mean
+from tests.support.scenarios import FixedNoise, assert_same_mean
 
 
 def test_a_weight_site_is_a_mask_and_a_point_mass_at_the_masked_weight(data):
@@ -166,3 +166,13 @@ def test_constrained_matrices_raise():
     )
     with pytest.raises(ValueError, match=r"'L' has support.*real support.*poutine.block"):
         guide()
+
+
+def test_the_first_call_leaves_running_statistics_as_they_were(data):
+    x, y = data
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    model = FixedNoise(net, size=len(x))
+    norm = model.net._modules["net"][1]
+    AutoBernoulliDropout(model, rate=0.3)(x, y)
+    assert norm.num_batches_tracked == 0
+    assert not norm.running_mean.any()

@@ -11,6 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer.autoguide import AutoNormal
+from torch import nn
 
 from models.regression import Regression
 from pyro_dropout import AutoBernoulliDropout, BayesianModule, DropoutPredictive
@@ -227,3 +228,56 @@ def test_a_model_that_mixes_data_is_not_taken_in_parts():
     whole = DropoutPredictive(model, guide=guide, num_samples=4, max_memory=10**6, data=(), seed=0).moments(x)
     enough = DropoutPredictive(model, guide=guide, num_samples=4, seed=0).moments(x)  # no parts, nothing to refuse
     torch.testing.assert_close(whole["obs"].mean, enough["obs"].mean)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e3])
+@pytest.mark.parametrize("masks", ["draw", "datum"])
+def test_no_size_of_outputs_hides_that_data_are_mixed(scale, masks):
+    """Sorted data, so that the rows looked at are nearly alike, and outputs of any size."""
+
+    class Set(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last = nn.Linear(3, 1)
+
+        def forward(self, x):
+            return scale * self.last(x - x.mean(0, keepdim=True))
+
+    torch.manual_seed(0)
+    net = BayesianModule(Set().double())
+
+    def model(x, y=None):
+        mean = net(x).squeeze(-1)
+        with pyro.plate("data", len(x)):
+            return pyro.sample("obs", dist.Normal(mean, 0.5), obs=y)
+
+    x, y = regression_data(900)
+    x = x.sort(0).values
+    guide = AutoBernoulliDropout(model, rate=0.3)
+    guide(x, y)
+    with pytest.raises(ValueError, match=r"other data beside it|mixes rows"):
+        DropoutPredictive(model, guide=guide, num_samples=4, masks=masks, max_memory=SMALL).moments(x)
+
+
+def test_mixed_tokens_are_found_by_values():
+    class Bag(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.last = nn.Embedding(11, 4), nn.Linear(4, 1)
+
+        def forward(self, x):
+            return 1e-3 * self.last(self.words(x).mean(1)).softmax(0)
+
+    torch.manual_seed(0)
+    net = BayesianModule(Bag().double(), event_dim=1)
+
+    def model(x, y=None):
+        mean = net(x).squeeze(-1)
+        with pyro.plate("data", len(x)):
+            return pyro.sample("obs", dist.Normal(mean, 0.5), obs=y)
+
+    x, y = torch.randint(11, (900, 5)), torch.zeros(900, dtype=torch.float64)
+    guide = AutoBernoulliDropout(model, rate=lambda site: 0.3 if "last" in site else 0.0)
+    guide(x, y)
+    with pytest.raises(ValueError, match="other data beside it"):
+        DropoutPredictive(model, guide=guide, num_samples=4, max_memory=SMALL).moments(x)
