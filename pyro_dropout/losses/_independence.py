@@ -11,30 +11,13 @@ from typing import Any, NamedTuple
 
 import pyro
 import pyro.poutine as poutine
-from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from pyro_dropout._modes import trial_run
 from pyro_dropout._rows import Rows, mixes
-from pyro_dropout.masks.datum import DatumMask, LeafSource
-from pyro_dropout.masks.distributions import Mask
+from pyro_dropout.masks.messengers import LeafMasks
 from pyro_dropout.weights.plates import plates_of_weights
-
-
-class _LeafMasks(Messenger):
-    """Masks per datum that are leaves."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sources: dict[str, LeafSource] = {}
-
-    def _pyro_sample(self, msg: Any) -> None:
-        fn = msg["fn"]
-        if isinstance(fn, Mask) and msg["value"] is None:
-            source = self.sources[msg["name"]] = LeafSource()
-            never = None if fn.rate.requires_grad else fn.rate == 0  # such a unit is no matter of chance
-            msg["value"], msg["done"] = DatumMask(source.of(fn.units, fn.keep, fn.batch_shape, never)), True
 
 
 class _Trial(NamedTuple):
@@ -66,7 +49,7 @@ def check_independence(model: Callable, guide: Callable, args: Any, kwargs: Any)
 
 
 def _run(model: Callable, guide: Callable, args: Any, kwargs: Any) -> _Trial:
-    masks = _LeafMasks()
+    masks = LeafMasks()
     outputs: list[tuple[nn.Module, Tensor]] = []
 
     def note(module: nn.Module, _: Any, out: Any) -> None:

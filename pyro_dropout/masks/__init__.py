@@ -13,7 +13,7 @@ A user's mask is a subclass of ``Mask``, a user's estimator one of ``GradientEst
 from pyro_dropout.masks.datum import DatumMask, LeafSource
 from pyro_dropout.masks.distributions import BernoulliMask, ConcreteMask, Mask
 from pyro_dropout.masks.estimators import ARM, DisARM, GradientEstimator, Reinforce
-from pyro_dropout.masks.messengers import DatumMasks, JointDraw, MemberMask, Members
+from pyro_dropout.masks.messengers import DatumMasks, JointDraw, LeafMasks, MemberMask, Members
 
 __all__ = [
     "ARM",
@@ -24,6 +24,7 @@ __all__ = [
     "DisARM",
     "GradientEstimator",
     "JointDraw",
+    "LeafMasks",
     "LeafSource",
     "Mask",
     "MemberMask",

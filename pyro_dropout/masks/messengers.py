@@ -8,7 +8,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_dropout.masks.datum import DatumMask
+from pyro_dropout.masks.datum import DatumMask, LeafSource
 from pyro_dropout.masks.distributions import Mask
 from pyro_dropout.masks.estimators import GradientEstimator
 
@@ -33,6 +33,41 @@ class DatumMasks(Messenger):
         if isinstance(msg["fn"], Mask) and msg["value"] is None:
             msg["value"] = DatumMask(msg["fn"])
             msg["done"] = True
+
+
+class LeafMasks(Messenger):
+    """Masks per datum with real numbers that require gradients: how a dependence of rows on other rows' masks is seen.
+
+    Units that are never dropped have the mask 1.
+
+    Example::
+
+        >>> from torch import nn
+        >>> from pyro_dropout import AutoBernoulliDropout, BayesianModule
+        >>> model = BayesianModule(nn.Linear(3, 1))
+        >>> guide = AutoBernoulliDropout(model, rate=0.5)
+        >>> with LeafMasks() as masks:
+        ...     weight = guide(torch.zeros(8, 3))["weight"]
+        >>> _ = nn.functional.linear(torch.ones(8, 3), weight)
+        >>> [leaf.shape for leaf in masks.leaves]
+        [torch.Size([8, 3])]
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources: dict[str, LeafSource] = {}
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """Those that layers have drawn so far, ``[*plates, rows, units]``."""
+        return [leaf for source in self.sources.values() for leaf in source.leaves]
+
+    def _pyro_sample(self, msg: Any) -> None:
+        fn = msg["fn"]
+        if isinstance(fn, Mask) and msg["value"] is None:
+            source = self.sources[msg["name"]] = LeafSource()
+            never = None if fn.rate.requires_grad else fn.rate == 0  # such a unit is no matter of chance
+            msg["value"], msg["done"] = DatumMask(source.of(fn.units, fn.keep, fn.batch_shape, never)), True
 
 
 class JointDraw(NamedTuple):

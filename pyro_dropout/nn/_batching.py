@@ -39,9 +39,7 @@ def run(network: Network, call: Call) -> Any:
         plates = with_place_of_data(plates)
     call = call._replace(values=values, plates=plates, event_dims=_event_dims(network, call.args, plates))
     mapped = plates and any(_must_map(slot, name, values) for name, slot in network.slots.items())
-    if call.event_dims and _many(call) and mixes_rows(network, call):
-        _check_masks(network, values)
-        mapped = True
+    mapped = mapped or (bool(call.event_dims) and _many(call) and mixes_rows(network, call))
     way = _map_over_weights if mapped else _merge_batch
     if plates and _in_slices(network, call):
         return _run_slices(way, network, call)
@@ -52,16 +50,6 @@ def _many(call: Call) -> bool:
     """Whether plates and data are more than one batch of one network."""
     sizes = [1, *call.plates[:-1], *(size for batch in call.batches for size in batch[:-1])]
     return max(sizes) > 1
-
-
-def _check_masks(network: Network, values: dict[str, Tensor]) -> None:
-    """Of a network that mixes rows: a datum's output would depend on the masks of others."""
-    for name, value in values.items():
-        if isinstance(value, MaskedWeight) and isinstance(value.mask, DatumMask):
-            raise ValueError(
-                f"{type(network.net).__name__} mixes rows of its batch (attention or sums over rows, a graph, batch "
-                f'statistics), so that weight {name!r} cannot have a mask for each datum: use masks="draw"'
-            )
 
 
 def _placed(value: Tensor, slot: Slot, plates: torch.Size) -> Tensor:

@@ -98,14 +98,26 @@ class Layout:
     def of(
         model: Callable, inputs: Inputs, latent: set[str], read: Callable[[Any], dict[str, tuple[Tensor, ...]]]
     ) -> Layout:
-        traces = []
-        for rows in inputs.probes:
+        def look(rows: int) -> tuple[Any, dict[str, torch.Size]]:
             args, kwargs = inputs.rows(slice(0, rows))
             with forked_rng(), pyro.validation_enabled(False):  # latents are from the prior: only shapes count
-                traces.append(poutine.trace(model).get_trace(*args, **kwargs))
+                trace = poutine.trace(model).get_trace(*args, **kwargs)
+                return trace, {name: values[0].shape for name, values in read(trace).items()}
+
+        traces, found = [], []
+        for rows in inputs.probes:
+            try:
+                trace, shapes = look(rows)
+            except RuntimeError as error:
+                look(inputs.size)  # if not on all, the error is the model's
+                raise ValueError(
+                    f"the model does not run on {rows} of the {inputs.size} rows of {inputs.keys} alone ({error}): give "
+                    "data=() to take them whole, or the positions or names of the arguments that have one row per datum"
+                ) from error
+            traces.append(trace)
+            found.append(shapes)
         last = dict(sample_sites(traces[-1]))
         nesting = plate_nesting(traces[-1])
-        found = [{name: values[0].shape for name, values in read(trace).items()} for trace in traces]
         sites = {}
         for name, shape in found[-1].items():
             padding = 0 if name == "_RETURN" else nesting - len(last[name]["fn"].batch_shape)

@@ -36,6 +36,8 @@ def drawn(guide: Callable, number: int, parallel: bool, args: Any, kwargs: Any) 
 
 def replayed(model: Callable, guide: Callable, args: Any, kwargs: Any) -> tuple[Any, Any]:
     """Traces of the guide, and of the model with what the guide drew."""
-    with torch.inference_mode(False), torch.no_grad():  # the guide keeps copies of its parameters
+    gradients = torch.is_grad_enabled()
+    # Out of inference mode, as the guide keeps copies of its parameters; that alone would switch gradients on.
+    with torch.inference_mode(False), torch.set_grad_enabled(gradients):
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
     return guide_trace, poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)

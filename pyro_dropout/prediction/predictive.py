@@ -19,7 +19,7 @@ from pyro_dropout._sites import is_deterministic, is_of_network, sample_sites
 from pyro_dropout.masks.messengers import DatumMasks
 from pyro_dropout.metrics.moments import PredictiveMoments
 from pyro_dropout.prediction._accumulators import Accumulator, LogMean, Moments, Stack
-from pyro_dropout.prediction._independence import check_rows
+from pyro_dropout.prediction._independence import check_masks, check_rows
 from pyro_dropout.prediction._parts import Inputs, Layout, Sizes, slices
 from pyro_dropout.prediction._reads import location, read_log_density, read_moments, read_value
 from pyro_dropout.prediction.draws import drawn, draws_plate, replayed
@@ -190,9 +190,10 @@ class DropoutPredictive(Predictive):
                 task = _Task(inputs, layout, latent, read, block.latents)
                 run = partial(self._found, task)
                 sizes = Sizes.within(self.max_memory, run, block.number if self.parallel else 1, inputs)
-                if block.latents is None or sizes.rows < inputs.size:
+                parts = sizes.rows < inputs.size
+                if block.latents is None or parts:
                     layout.check_parts(latent, inputs)
-                    self._check_rows(task)
+                    self._check_rows(task, parts)
                 for rows in slices(inputs.size, sizes.rows):
                     for draws in slices(block.number, sizes.draws):
                         for name, values in run(draws, rows).items():
@@ -209,14 +210,21 @@ class DropoutPredictive(Predictive):
             trace = self._trace(task, draws, rows, *task.inputs.rows(rows))
             return task.layout.arrange(self._read(trace, task.read, task.latent), draws, rows)
 
-    def _check_rows(self, task: _Task) -> None:
-        if task.latents is not None and len(task.inputs.probes) > 1:
+    def _check_rows(self, task: _Task, parts: bool) -> None:
+        """Whether data may come in parts, if they do, and may have masks of their own, if they have."""
 
-            def locations(number: int, args: Any, kwargs: Any) -> dict[str, Tensor]:
-                trace = self._trace(task, slice(0, 1), slice(0, number), args, kwargs)
-                return {n: location(site["fn"]) for n, site in sample_sites(trace) if n not in task.latent}
+        def read(trace: Any) -> dict[str, Tensor]:
+            return {n: location(site["fn"]) for n, site in sample_sites(trace) if n not in task.latent}
 
+        def locations(number: int, args: Any, kwargs: Any) -> dict[str, Tensor]:
+            return read(self._trace(task, slice(0, 1), slice(0, number), args, kwargs))
+
+        if parts:
             check_rows(task.inputs, locations)
+        if task.latents is None:
+            assert self.guide is not None
+            args, kwargs = task.inputs.rows(slice(0, min(task.inputs.size, 13)))
+            check_masks(lambda guide: replayed(self.model, guide, args, kwargs)[1], self.guide, read)
 
     def _read(self, trace: Any, read: Callable, latent: set[str]) -> dict[str, tuple[Tensor, ...]]:
         """What ``read`` finds at each site that is wanted."""

@@ -161,10 +161,30 @@ def sites(model, x):
     return [n for n, s in trace.nodes.items() if s["type"] == "sample" and s["infer"].get("masked_units")]
 
 
-def test_masks_per_datum_of_several_draws_are_refused():
-    net, x = network(MIXERS["attention"])
+@pytest.mark.parametrize("name", MIXERS)
+def test_predictions_with_masks_per_datum_are_refused(name):
+    net, x = network(MIXERS[name])
+    model = Model(net)
+    guide = AutoBernoulliDropout(model, rate={n: 0.4 if "mix" not in n else 0.0 for n in sites(model, x)})
+    guide(x, x[:, 0])
+    if "norm" in name:  # by the statistics of the batch, also in evaluation mode
+        model.eval()
+    with pytest.raises(ValueError, match=r"depends on the masks of other data .*masks=\"draw\""):
+        DropoutPredictive(model, guide=guide, num_samples=4, masks="datum", return_sites=["mean"], data=())(x)
+
+
+def test_inputs_that_mix_before_the_masks_may_have_masks_per_datum():
+    """Each draw by itself: a datum's output depends on its own masks, and on all inputs."""
+    net, x = network(MIXERS["set"], first=True)
     module = BayesianModule(net)
     guide = AutoBernoulliDropout(module, rate=0.4)
     guide(x)
-    with pytest.raises(ValueError, match=r'Mixer mixes rows.*masks="draw"'), pyro.plate("draws", 3, dim=-2):
-        poutine.replay(module, trace=poutine.trace(DatumMasks()(guide)).get_trace(x))(x)
+    with torch.no_grad(), pyro.plate("draws", 3, dim=-2):
+        trace = poutine.trace(DatumMasks()(guide)).get_trace(x)
+        out = poutine.replay(module, trace=trace)(x)
+    masks = [trace.nodes[site]["value"].mask for site in ("first.weight", "second.weight")]
+    keep, h = 0.6, x + x.mean(0, keepdim=True)
+    for k in range(3):
+        first, second = (next(iter(mask.entries[(k,)].draws.values())) for mask in masks)
+        hidden = torch.tanh((h * first / keep) @ net.first.weight.T + net.first.bias)
+        torch.testing.assert_close(out[k], (hidden * second / keep) @ net.second.weight.T + net.second.bias)

@@ -281,3 +281,21 @@ def test_mixed_tokens_are_found_by_values():
     guide(x, y)
     with pytest.raises(ValueError, match="other data beside it"):
         DropoutPredictive(model, guide=guide, num_samples=4, max_memory=SMALL).moments(x)
+
+
+def test_a_model_that_takes_its_data_whole_says_so():
+    """A tensor of the model's own has all rows: a graph, a mask of missing outputs."""
+    net = BayesianModule(double_mlp())
+    x, y = regression_data(20)
+    seen = torch.rand(20) < 0.5
+
+    def model(x, y=None):
+        mean = net(x).squeeze(-1)
+        with pyro.plate("data", len(x)), pyro.poutine.mask(mask=seen):
+            return pyro.sample("obs", dist.Normal(mean, 0.5), obs=y)
+
+    guide = AutoBernoulliDropout(model, rate=0.3)
+    guide(x, y)
+    with pytest.raises(ValueError, match=r"does not run on 2 of the 20 rows of \[0, 1\] alone .*data=\(\) to"):
+        DropoutPredictive(model, guide=guide, num_samples=4).log_likelihood(x, y)
+    assert not DropoutPredictive(model, guide=guide, num_samples=4, data=()).log_likelihood(x, y)["obs"][~seen].any()
