@@ -19,6 +19,7 @@ from pyro_dropout._values import is_traced
 from pyro_dropout.losses._broadcasting import check_broadcasting, check_depth, without_members
 from pyro_dropout.losses._independence import check_independence
 from pyro_dropout.losses._runs import GuidedRun, Terms
+from pyro_dropout.losses._subsamples import check_subsamples
 from pyro_dropout.losses._terms import could_have_changed, entropy, kl_terms, scaled
 from pyro_dropout.losses.nonfinite import (
     explain_gradients,
@@ -151,7 +152,9 @@ class TraceDropout_ELBO(ELBO):
         """
         with forked_rng(), naming_culprits(model, guide, args, kwargs):
             self._check_independence(model, guide, args, kwargs)
-            self._notice_rates(self._trace_guide(guide, args, kwargs)[0], model, guide, args, kwargs)
+            guide_trace = self._trace_guide(guide, args, kwargs)[0]
+            check_subsamples(guide_trace, model, args, kwargs)
+            self._notice_rates(guide_trace, model, guide, args, kwargs)
             if self.vectorize_particles and self.max_plate_nesting == float("inf"):
                 self._guess_max_plate_nesting(model, guide, args, kwargs)
 

@@ -137,7 +137,11 @@ class BernoulliMask(Mask):
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
         with torch.no_grad():
-            return torch.bernoulli(self.keep.expand(self._full_shape(sample_shape)))
+            keep = self.keep.expand(self._full_shape(sample_shape))
+            if keep.dtype in (torch.float16, torch.bfloat16):  # which have no 0.9999
+                rate = self.rate.expand(keep.shape).to(torch.float32)
+                return torch.bernoulli(1 - rate).to(keep.dtype)
+            return torch.bernoulli(keep)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         return self.sample(sample_shape)

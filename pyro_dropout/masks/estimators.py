@@ -159,9 +159,10 @@ class Reinforce(GradientEstimator):
 
 
 def _antithetic_pair(mask: BernoulliMask, shape: torch.Size) -> tuple[Tensor, Tensor]:
-    keep, rate = mask.keep.detach(), mask.rate.detach()
-    u = torch.rand((*shape, mask.units), dtype=keep.dtype, device=keep.device)
-    return u, torch.stack([u < keep, u > rate]).to(keep.dtype)
+    rate, dtype = mask.rate.detach(), mask.keep.dtype
+    wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype  # half precision has no 0.9999
+    u, rate = torch.rand((*shape, mask.units), dtype=wide, device=rate.device), rate.to(wide)
+    return u.to(dtype), torch.stack([u < 1 - rate, u > rate]).to(dtype)
 
 
 ESTIMATORS: dict[str, GradientEstimator] = {"arm": ARM(), "disarm": DisARM(), "reinforce": Reinforce()}

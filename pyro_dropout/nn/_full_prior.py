@@ -14,11 +14,17 @@ def full_prior(name: str, parameter: Tensor, prior: Any) -> Any:
     """The distribution over the whole parameter that a user's distribution over one weight, or over all, stands for.
 
     :raises TypeError: what is no distribution.
-    :raises ValueError: a shape that is not the parameter's and does not expand to it.
+    :raises ValueError: a shape that is not the parameter's and does not expand to it; tensors that require gradients.
     """
     shape = parameter.shape
     if not hasattr(prior, "to_event"):
         raise TypeError(f"the prior of {name!r} must be a Pyro distribution, but found {type(prior).__name__}")
+    if learned := _learned(prior):
+        raise ValueError(
+            f"the prior of {name!r} has {', '.join(learned)} that a parameter stands behind, but priors of "
+            "BayesianModule are fixed: what is to be learned of a prior is latent in a model that samples its weights "
+            "itself (PyroSample), or a buffer that is set between steps"
+        )
     prior = moved(prior, parameter)
     if prior.support is constraints.real:
         prior.__dict__["_validate_args"] = False  # any value is in its support: nothing to check at every step
@@ -37,6 +43,17 @@ def full_prior(name: str, parameter: Tensor, prior: Any) -> Any:
             f"the prior of {name!r} has shape {tuple(prior.shape())}, but the parameter has shape {tuple(shape)}"
         )
     return prior
+
+
+def _learned(prior: Any) -> list[str]:
+    """Names of a distribution's tensors that require a gradient."""
+    names = []
+    for key, value in vars(prior).items():
+        if isinstance(value, Tensor) and value.requires_grad:
+            names.append(key)
+        elif isinstance(value, torch.distributions.Distribution):
+            names += [f"{key}.{name}" for name in _learned(value)]
+    return names
 
 
 def moved(prior: Any, like: Tensor) -> Any:

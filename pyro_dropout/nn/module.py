@@ -38,7 +38,8 @@ class BayesianModule(PyroModule):
     :param event_dim: number of dimensions of one datum in the network's positional inputs, an int or one per
         input. Needed only if weights will have batch dimensions and the first layer does not tell: a linear layer
         on ``[N, in]`` has 1, ``Conv2d`` 3; for ``[N, T, in]`` say 2, for data of each network, ``[R, N, in]``, 1.
-    :raises ValueError: no parameter has a prior; a prior of the wrong shape; batch dimensions that do not fit.
+    :raises ValueError: no parameter has a prior; a prior of the wrong shape, or with parameters of its own; batch
+        dimensions that do not fit.
 
     Example::
 

@@ -76,9 +76,17 @@ def make_slots(net: nn.Module, prior: Any) -> dict[str, Slot]:
 
 
 def _masked_units(layer: nn.Module, parameter: Tensor) -> MaskedUnits | None:
-    """None for what is no weight: vectors, and the scales and shifts of normalisation layers."""
-    if parameter.dim() < 2 or isinstance(layer, nn.LayerNorm | nn.RMSNorm):
+    """The input units of layers that have such; of a table of embeddings its words.
+
+    None for all else: vectors, scales and shifts of normalisation layers, and parameters whose meaning only their layer
+    knows, as class tokens, positions, gains or what is under a parametrisation.
+    """
+    if parameter.dim() < 2:
         return None
-    if isinstance(layer, _TRANSPOSED):
+    if isinstance(layer, (*_TRANSPOSED, nn.Embedding, nn.EmbeddingBag)):
         return MaskedUnits(parameter.dim(), dim=0)
-    return MaskedUnits(parameter.dim(), groups=getattr(layer, "groups", 1) if isinstance(layer, CONVOLUTIONS) else 1)
+    if isinstance(layer, nn.MultiheadAttention) and parameter.dim() > 2:
+        return None  # bias_k, bias_v
+    if isinstance(layer, (nn.Linear, *CONVOLUTIONS, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)):
+        return MaskedUnits(parameter.dim(), groups=getattr(layer, "groups", 1))
+    return None

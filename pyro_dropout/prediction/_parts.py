@@ -111,8 +111,8 @@ class Layout:
             except RuntimeError as error:
                 look(inputs.size)  # if not on all, the error is the model's
                 raise ValueError(
-                    f"the model does not run on {rows} of the {inputs.size} rows of {inputs.keys} alone ({error}): give "
-                    "data=() to take them whole, or the positions or names of the arguments that have one row per datum"
+                    f"the model does not run on {rows} of the {inputs.size} rows of {inputs.keys} alone ({error}): "
+                    "give data=() to take them whole, or positions or names of the arguments with one row per datum"
                 ) from error
             traces.append(trace)
             found.append(shapes)

@@ -6,6 +6,7 @@ operations in ``_batch``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -82,8 +83,9 @@ class MaskedWeight(torch.Tensor):
             batch = torch.broadcast_shapes(batch, mask_batch, keep.shape[:-1])
         else:
             batch = mask_batch
-        # One element, expanded: shape, dtype and device are a tensor's own, and no memory holds the product.
-        self = loc.new_empty(()).expand(batch + event).as_subclass(cls)
+        # One element, expanded: shape, dtype and device are a tensor's own, and no memory holds the product. It is NaN
+        # for whatever of PyTorch's core reads it without asking ``__torch_function__``, as vmap does.
+        self = loc.new_full((), math.nan).expand(batch + event).as_subclass(cls)
         self.loc, self.mask, self.keep, self.units, self.site, self.merged = loc, mask, keep, units, site, merged
         self.batch_shape, self.event_shape = batch, event
         return self
@@ -165,7 +167,8 @@ class MaskedWeight(torch.Tensor):
             if result is not NotImplemented:
                 return result
         name = getattr(func, "__name__", "")
-        if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
+        in_place = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+        if in_place and isinstance(args[0], MaskedWeight):  # else it is read
             raise TypeError(
                 f"{name} would change a masked weight in place, which holds no dense values; "
                 "change its loc or mask, or call .dense() first"
