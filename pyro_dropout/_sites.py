@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pyro.poutine.util import site_is_subsample
-from torch.distributions import Independent
+from torch.distributions import Independent, constraints
 
 
 def sample_sites(trace: Any) -> Iterator[tuple[str, Any]]:
@@ -43,11 +43,16 @@ def is_of_network(site: Any) -> bool:
 
 
 def is_weight(site: Any) -> bool:
-    """Whether a dropout guide may mask a site: a network's latent with units, which a bias or a scale has not."""
-    return (
-        site["type"] == "sample"
-        and not site["is_observed"]
-        and not site_is_subsample(site)
-        and getattr(site["fn"], "event_dim", 0) >= 2
-        and site["infer"].get("masked_units", True) is not None  # None: BayesianModule knows that it has no units
-    )
+    """Whether a dropout guide may mask a site: a network's latent with units, which a bias or a scale has not.
+
+    A matrix that is constrained, a Cholesky factor say, is none; of a ``BayesianModule`` the guide says so.
+    """
+    if site["type"] != "sample" or site["is_observed"] or site_is_subsample(site):
+        return False
+    if "masked_units" in site["infer"]:
+        return site["infer"]["masked_units"] is not None
+    return getattr(site["fn"], "event_dim", 0) >= 2 and has_real_support(site["fn"])
+
+
+def has_real_support(fn: Any) -> bool:
+    return getattr(fn.support, "base_constraint", fn.support) is constraints.real

@@ -19,7 +19,7 @@ from pyro.ops.tensor_utils import periodic_repeat
 from torch import Tensor, nn
 
 from pyro_dropout._modes import unchanged_buffers
-from pyro_dropout._sites import is_weight
+from pyro_dropout._sites import has_real_support, is_weight
 from pyro_dropout._values import is_traced
 from pyro_dropout.guides._state import adopt, leaf_of, make_room, tensors_of, unknown_sites, value_at
 from pyro_dropout.guides.initialization import init_to_module
@@ -145,7 +145,7 @@ class DropoutGuide(AutoGuide):
 
     def _add_weight(self, name: str, site: Any, rate: Any) -> None:
         fn = site["fn"]
-        if getattr(fn.support, "base_constraint", fn.support) is not constraints.real:
+        if not has_real_support(fn):
             raise ValueError(
                 f"site {name!r} has support {fn.support}, but dropped weights are 0: a dropout posterior needs real "
                 "support; hide the site with poutine.block and give it another guide (AutoGuideList)"

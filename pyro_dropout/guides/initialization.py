@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from pyro_dropout._sites import has_real_support
+
 
 def init_to_module(site: Any = None, fallback: Any = None) -> Any:
     """Initialisation strategy: a :class:`~pyro_dropout.BayesianModule` weight starts from the module's own value.
@@ -33,7 +35,7 @@ def init_to_module(site: Any = None, fallback: Any = None) -> Any:
     if initial is not None:
         shape = site["fn"].shape()
         return initial.expand(shape).clone() if initial.shape != shape else initial.clone()
-    if site["fn"].event_dim >= 2:
+    if site["fn"].event_dim >= 2 and has_real_support(site["fn"]):
         event = site["fn"].event_shape
         bound = (event.numel() / event[0]) ** -0.5
         return torch.empty_like(site["fn"].sample()).uniform_(-bound, bound)

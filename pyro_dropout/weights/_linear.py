@@ -48,6 +48,7 @@ def _in_draws(input: Tensor, weight: MaskedWeight) -> bool:
         and weight.loc.dim() == 2
         and weight.mask.shape[:-1] == (weight.merged[0], 1)
         and input.dim() == 2
+        and not torch.is_autocast_enabled(input.device.type)  # products into given memory know nothing of it
     )
 
 

@@ -1,5 +1,6 @@
 """What dropout guides share: their sites, rates and quantiles, plates, the guide of the rest, and named errors."""
 
+import math
 from functools import partial
 
 import pyro
@@ -12,7 +13,7 @@ from pyro.infer.autoguide import AutoDelta, AutoNormal
 from torch import nn
 
 from models.regression import Regression
-from pyro_dropout import AutoBernoulliDropout, AutoConcreteDropout, BayesianModule
+from pyro_dropout import AutoBernoulliDropout, AutoConcreteDropout, BayesianModule, TraceDropout_ELBO
 from pyro_dropout.masks import BernoulliMask
 from tests.support.fits import train
 from tests.support.scenarios import FixedNoise, assert_same_mean
@@ -160,12 +161,29 @@ def test_weights_inside_the_data_plate_raise():
         AutoBernoulliDropout(model)(torch.zeros(5, 3))
 
 
-def test_constrained_matrices_raise():
-    guide = AutoBernoulliDropout(
-        lambda: pyro.sample("L", dist.LKJCholesky(3, torch.tensor(1.0)).expand([2]).to_event(1))
-    )
-    with pytest.raises(ValueError, match=r"'L' has support.*real support.*poutine.block"):
-        guide()
+def test_weights_with_a_constrained_prior_raise():
+    guide = AutoBernoulliDropout(BayesianModule(nn.Linear(3, 1), prior=dist.HalfNormal(1.0)))
+    with pytest.raises(ValueError, match=r"'weight' has support.*real support.*poutine.block"):
+        guide(torch.zeros(5, 3))
+
+
+def test_constrained_matrices_belong_to_the_rest(data):
+    """Correlated noise of two outputs: its Cholesky factor is no weight, and starts inside its support."""
+    x, y = data
+    net = BayesianModule(nn.Linear(3, 2))
+
+    def model(x, y=None):
+        factor = pyro.sample("factor", dist.LKJCholesky(2, torch.tensor(1.0)))
+        mean = net(x)
+        with pyro.plate("data", len(x)):
+            return pyro.sample("obs", dist.MultivariateNormal(mean, scale_tril=factor), obs=y)
+
+    guide = AutoBernoulliDropout(model, rate=0.2)
+    loss = TraceDropout_ELBO().loss(model, guide, x, torch.stack([y, -y], -1))
+    assert math.isfinite(loss)
+    assert guide.rates().keys() == {"weight"}
+    factor = guide.median()["factor"]
+    torch.testing.assert_close((factor @ factor.mT).diagonal(), torch.ones(2))
 
 
 def test_the_first_call_leaves_running_statistics_as_they_were(data):

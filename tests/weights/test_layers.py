@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pyro_dropout import MaskedUnits
+from pyro_dropout import AutoBernoulliDropout, BayesianModule, DropoutPredictive, MaskedUnits
 from pyro_dropout.masks import BernoulliMask, ConcreteMask, DatumMask
 from pyro_dropout.weights import MaskedWeight
 from pyro_dropout.weights._linear import _few_kept
@@ -213,3 +213,16 @@ def test_units_that_are_dropped_cost_nothing_and_change_nothing(units, bias):
     expected = x @ (loc * z / 0.4).mT + (0 if b is None else b)
     torch.testing.assert_close(found, expected)
     assert _few_kept(weight)
+
+
+def test_kept_units_under_autocast():
+    """A wide layer at a high rate, whose kept units are taken out: in the type of the products around it."""
+    module, x = BayesianModule(nn.Linear(600, 600)), torch.randn(300, 600)
+    guide = AutoBernoulliDropout(module, rate=0.4)
+    guide(x)
+    predict = DropoutPredictive(module, guide=guide, num_samples=20, return_sites=["_RETURN"], seed=0)
+    expected = predict(x)["_RETURN"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = predict(x)["_RETURN"]
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.05)
