@@ -35,8 +35,7 @@ from tqdm import tqdm
 from examples.common.arguments import count
 from examples.common.results import kept, mean_and_error
 from models.regression import Regression
-from pyro_dropout import AutoConcreteDropout, DropoutPredictive, TraceDropout_ELBO
-from pyro_dropout.compiled import ReplicatedSVI
+from pyro_dropout import AutoConcreteDropout, DropoutPredictive, ReplicatedSVI, TraceDropout_ELBO
 
 matplotlib.use("Agg")  # pictures go to files, no window needed
 

@@ -28,9 +28,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm, trange
 
-from pyro_dropout import ARM, DisARM, Reinforce
+from pyro_dropout import ARM, DisARM, GradientEstimator, Reinforce
 from pyro_dropout.distributions import BernoulliMask, ConcreteMask
-from pyro_dropout.estimators import GradientEstimator
 
 matplotlib.use("Agg")  # pictures go to files, no window needed
 

@@ -40,8 +40,7 @@ from tqdm import tqdm
 from examples.common.arguments import count
 from examples.common.data import load_co2, load_solar
 from models.regression import Regression
-from pyro_dropout import AutoBernoulliDropout, DropoutPredictive, TraceDropout_ELBO
-from pyro_dropout.compiled import CompiledSVI
+from pyro_dropout import AutoBernoulliDropout, CompiledSVI, DropoutPredictive, TraceDropout_ELBO
 
 matplotlib.use("Agg")  # pictures go to files, no window needed
 

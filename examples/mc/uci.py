@@ -64,10 +64,11 @@ from pyro_dropout import (
     AutoConcreteDropout,
     DropoutPredictive,
     RenyiDropout_ELBO,
+    ReplicatedSVI,
     TraceDropout_ELBO,
+    load_checkpoint,
+    save_checkpoint,
 )
-from pyro_dropout.checkpoint import load_checkpoint, save_checkpoint
-from pyro_dropout.compiled import ReplicatedSVI
 from pyro_dropout.metrics import predictive_log_likelihood
 
 

@@ -24,8 +24,7 @@ from torch import Tensor
 
 from examples.common.data import UCI_SPLITS, load_uci
 from models.regression import Regression
-from pyro_dropout import AutoBernoulliDropout, DropoutPredictive
-from pyro_dropout.compiled import ReplicatedSVI
+from pyro_dropout import AutoBernoulliDropout, DropoutPredictive, ReplicatedSVI
 
 RATES = (0.005, 0.01, 0.05, 0.1)
 LENGTHSCALES = (0.1, 0.5, 1.0, 2.0)

@@ -20,7 +20,7 @@ from examples.entropic.misspecification import (
     main,
     random_data,
 )
-from pyro_dropout.entropic.regression import EntropicLinearRegression
+from pyro_dropout.entropic import EntropicLinearRegression
 
 
 @pytest.fixture(scope="module")
