@@ -1,7 +1,6 @@
 """The Amazon example: errors are those of ridge at rate 0, an interrupted run goes on, dropout does what is claimed."""
 
 import json
-import os
 
 import matplotlib.image
 import numpy as np
@@ -10,10 +9,8 @@ import scipy.sparse
 from sklearn.linear_model import Ridge
 from threadpoolctl import threadpool_limits
 
-from examples.common.data import VARIABLE
 from examples.entropic.amazon import errors_of_split, intervals, main, paired
-
-staged = pytest.mark.skipif(not os.environ.get(VARIABLE), reason=f"the environment variable {VARIABLE} is not set")
+from tests.examples.staged import staged
 
 
 @pytest.fixture(scope="module")

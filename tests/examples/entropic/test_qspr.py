@@ -1,14 +1,13 @@
 """The paths of figure 1 (a) and what the paper says of them; honest intervals."""
 
-import os
-
 import matplotlib.image
 import numpy as np
 import pytest
 
 from examples.entropic.qspr import COVERAGE_RATES, main, standardised
+from tests.examples.staged import staged
 
-pytestmark = pytest.mark.skipif("PYRO_DROPOUT_DATA" not in os.environ, reason="PYRO_DROPOUT_DATA names no data folder")
+pytestmark = staged
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,9 @@ import pytest
 
 from examples.common.data import VARIABLE
 from examples.mc import co2
+from tests.examples.staged import staged
 
-pytestmark = pytest.mark.skipif(not os.environ.get(VARIABLE), reason=f"the environment variable {VARIABLE} is not set")
+pytestmark = staged
 CUT = ["--units", "32", "--steps", "60", "--draws", "50", "--rates", "0.2", "--backend", "eager"]
 
 

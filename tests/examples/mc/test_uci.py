@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +12,13 @@ import scipy.optimize
 import scipy.stats
 import torch
 
-from examples.common.data import UCI, VARIABLE, load_uci
+from examples.common.data import UCI, load_uci
 from examples.mc import uci
 from models.regression import Regression
 from pyro_dropout import AutoBernoulliDropout
+from tests.examples.staged import staged
 
-pytestmark = pytest.mark.skipif(not os.environ.get(VARIABLE), reason=f"the environment variable {VARIABLE} is not set")
+pytestmark = staged
 CUT = ["--epochs", "0.002", "--draws", "20", "--splits", "2", "--backend", "eager"]
 OPTIONS = argparse.Namespace(
     splits=2,

@@ -1,14 +1,10 @@
 """The example runs on a cut-down setting, and its best pair predicts."""
 
-import os
-
-import pytest
-
-from examples.common.data import VARIABLE
 from examples.start.grid_search import main
+from tests.examples.staged import staged
 
 
-@pytest.mark.skipif(not os.environ.get(VARIABLE), reason=f"the environment variable {VARIABLE} is not set")
+@staged
 def test_it_trains_all_networks_at_once(capsys):
     main(
         [

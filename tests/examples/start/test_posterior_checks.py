@@ -3,7 +3,6 @@
 import contextlib
 import io
 import math
-import os
 import sys
 
 import matplotlib.image
@@ -15,7 +14,6 @@ import torch
 from pyro.infer import Predictive
 from pyro.infer.autoguide import AutoNormal
 
-from examples.common.data import VARIABLE
 from examples.start.posterior_checks import (
     Data,
     Fit,
@@ -33,12 +31,12 @@ from examples.start.posterior_checks import (
 )
 from models.regression import Regression
 from pyro_dropout import AutoBernoulliDropout
+from tests.examples.staged import staged
 
 pytestmark = [  # how ArviZ 0.23 calls Matplotlib 3.11 and pandas 3
     pytest.mark.filterwarnings("ignore:Passing a dict or None as alias_mapping:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:The inplace keyword in DataFrame:DeprecationWarning"),
 ]
-staged = pytest.mark.skipif(not os.environ.get(VARIABLE), reason=f"the environment variable {VARIABLE} is not set")
 
 GUIDES = ["rate 0.1", "Concrete", "learned hard", "AutoNormal", "NUTS"]
 
