@@ -24,7 +24,6 @@ ELBO's; the last fit, which starts at α = 1, keeps both branches. All it takes 
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import math
 from collections.abc import Callable
@@ -32,7 +31,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import matplotlib.pyplot as plt
 import pyro
 import pyro.distributions as dist
@@ -42,11 +40,11 @@ from pyro.nn import PyroModule
 from torch import Tensor
 from tqdm import trange
 
+from examples.common.arguments import add_outputs, add_seed, script, settle
+from examples.common.pictures import save
 from models.regression import mlp
 from pyro_dropout import AutoConcreteDropout, BayesianModule, RenyiDropout_ELBO, init_to_module
 from pyro_dropout.metrics import interval_coverage, predictive_log_likelihood, predictive_moments
-
-matplotlib.use("Agg")  # pictures go to files, no window needed
 
 POINTS, BATCH, TEST_POINTS, DRAWS, PARTICLES = 500, 50, 500, 1000, 10
 SHOWN = ("α = 0", "α = 0.5", "α = 1")
@@ -205,22 +203,19 @@ def plot(curves: dict[str, dict[str, Tensor]], scores: dict[str, Score], data: D
     axes[0].set_ylabel("y")
     figure.suptitle(f"Predictive density of one network on {data.truth.__name__} data; scores of {len(data.x)}")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save(figure, path)
 
 
 def main(argv: list[str] | None = None) -> dict[str, Score]:
-    parser = argparse.ArgumentParser(prog="python -m examples.alpha.bands", description=__doc__.split("\n")[0])
+    parser = script("alpha.bands", __doc__)
     parser.add_argument("--data", choices=TRUTHS, default="bimodal", help="(default: %(default)s)")
     parser.add_argument("--steps", type=int, default=1000, help="SVI steps of each fit (default: %(default)s)")
     parser.add_argument("--networks", type=int, default=5, help="repetitions (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="folder (default: %(default)s)")
+    add_seed(parser)
+    add_outputs(parser)
     args = parser.parse_args(argv)
 
-    pyro.settings.set(module_local_params=True)  # parameters live in the guide, not in a global store
-    torch.set_num_threads(1)  # more only get in each other's way in networks this small
-    pyro.set_rng_seed(args.seed)
+    settle(args.seed)
     data = Data.draw(args.data, args.networks)
     truth = data.truth(data.x_test)
     scores = {"the truth": score(truth.log_prob(data.y_test), truth.mean, truth.sample((DRAWS,)), data)}
@@ -231,7 +226,6 @@ def main(argv: list[str] | None = None) -> dict[str, Score]:
         scores[name] = evaluate(predict(svi, data, data.x_test), data)
         curves[name] = predict(svi, data, data.grid)
     report(scores)
-    args.outputs.mkdir(parents=True, exist_ok=True)
     picture = args.outputs / f"alpha_divergence_{args.data}.png"
     plot(curves, scores, data, picture)
     print(f"\nwrote {picture}")

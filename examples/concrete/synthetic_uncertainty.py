@@ -23,7 +23,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pyro
@@ -32,12 +31,11 @@ from pyro.infer.autoguide import AutoDelta
 from torch import Tensor
 from tqdm import tqdm
 
-from examples.common.arguments import count
+from examples.common.arguments import add_backend, add_outputs, count, script
+from examples.common.pictures import save
 from examples.common.results import kept, mean_and_error
 from models.regression import Regression
 from pyro_dropout import AutoConcreteDropout, DropoutPredictive, ReplicatedSVI, TraceDropout_ELBO
-
-matplotlib.use("Agg")  # pictures go to files, no window needed
 
 LENGTHSCALE = 1e-4  # the authors'
 LEARNING_RATES = {"rates": 1e-2, "weights": 1e-3}  # rates go a long way from 0.1
@@ -50,16 +48,14 @@ PANELS = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.concrete.synthetic_uncertainty", description=__doc__.splitlines()[0]
-    )
+    parser = script("concrete.synthetic_uncertainty", __doc__)
     parser.add_argument("--sizes", type=count, nargs="+", default=[10, 100, 1000, 10000], help="numbers of points")
     parser.add_argument("--repeats", type=count, default=3)
     parser.add_argument("--units", type=count, default=1024, help="of each of three layers (default 1,024)")
     parser.add_argument("--steps", type=count, default=2000, help="of each network (default 2,000)")
     parser.add_argument("--draws", type=count, default=200, help="of functions (default 200)")
-    parser.add_argument("--backend", choices=("inductor", "eager"), default="inductor")
-    parser.add_argument("--output", type=Path, default=Path("outputs"))
+    add_backend(parser)
+    add_outputs(parser, "--output")
     options = parser.parse_args(arguments)
     folder = options.output / "synthetic_uncertainty"
     settings = {name: getattr(options, name) for name in ("repeats", "units", "steps", "draws")}
@@ -154,9 +150,7 @@ def draw(found: dict[int, dict], path: Path) -> None:
         axis.set_xscale("log")
         axis.set_xlabel("points")
     figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save(figure, path)
 
 
 if __name__ == "__main__":

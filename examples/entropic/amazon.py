@@ -21,21 +21,19 @@ a quarter of an hour with all covariates, more than an hour with 5,000. ``python
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 from tqdm import tqdm
 
+from examples.common.arguments import add_outputs, script
 from examples.common.data import CATEGORIES, load_amazon
+from examples.common.pictures import save
 from pyro_dropout.entropic import regression_path
-
-matplotlib.use("Agg")  # pictures go to files, no window needed
 
 TEST_SHARE = 0.25
 TITLES = {"full": "2,000 documents, all covariates", "top5000": "all documents, 5,000 covariates"}
@@ -194,18 +192,17 @@ def draw(results: Results, grids: dict[str, np.ndarray], path: Path) -> None:
     for axis in axes[-1]:
         axis.set_xlabel("shrinkage λ0")
     axes[0, 0].legend(fontsize=8)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    save(figure, path, dpi=130)
 
 
 def main(argv: list[str] | None = None) -> Results:
-    parser = argparse.ArgumentParser(prog="python -m examples.entropic.amazon", description=__doc__.split("\n")[0])
+    parser = script("entropic.amazon", __doc__)
     parser.add_argument("--features", choices=("full", "top5000", "both"), default="full", help="(default full)")
     parser.add_argument("--splits", type=int, default=40, help="random splits (default 40)")
     parser.add_argument("--categories", nargs="+", choices=CATEGORIES, default=CATEGORIES, help="(default all four)")
     parser.add_argument("--rates", nargs="+", type=float, default=[0.5], help="of dropping (default 0.5)")
     parser.add_argument("--values", type=int, help="of λ0, from 0.001 to 1000 (default 13, or 7 for top5000)")
-    parser.add_argument("--outputs", type=Path, default=Path("outputs"))
+    add_outputs(parser)
     options = parser.parse_args(argv)
     options.outputs.mkdir(parents=True, exist_ok=True)
 

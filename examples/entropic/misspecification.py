@@ -25,18 +25,17 @@ p = 10, 20 and 40, and ridge with λ0 = 1 by more. Ridge of scaled covariates wo
 
 from __future__ import annotations
 
-import argparse
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 from tqdm import trange
 
-matplotlib.use("Agg")  # pictures go to files, no window needed
+from examples.common.arguments import add_outputs, add_seed, script
+from examples.common.pictures import save
 
 POINTS, RANK, WIDTHS = 20, 10, (10, 20, 40)
 CONDITIONS = ("default", "junk features", "covariate shift")
@@ -172,17 +171,15 @@ def draw(results: dict[int, Tensor], path: Path) -> None:
             axis.minorticks_off()
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, reverse=True)
     figure.suptitle(f"Ridge over λ0 and dropout over f, predictions {PREDICTIONS[0]}; dots are the best of a curve")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path, dpi=110)
 
 
 def main(argv: list[str] | None = None) -> dict[str, dict[tuple, dict[str, Estimate]]]:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = script("entropic.misspecification", __doc__)
     parser.add_argument("--data-sets", type=int, default=10000, help="for each p (default 10000; the paper 100000)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--outputs", type=Path, default=Path("outputs"))
+    add_seed(parser)
+    add_outputs(parser)
     options = parser.parse_args(argv)
-    options.outputs.mkdir(parents=True, exist_ok=True)
     results = simulate(options.data_sets, options.seed)
     tables = {"cost": {(p, CONDITIONS[2]): cost_of_shift(errors) for p, errors in results.items()}}
     for k, prediction in enumerate(PREDICTIONS):

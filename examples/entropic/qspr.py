@@ -13,11 +13,9 @@ present. ``python -m examples.entropic.qspr --help``
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.datasets import load_diabetes
@@ -25,10 +23,10 @@ from sklearn.linear_model import lasso_path
 from sklearn.model_selection import BaseCrossValidator, LeaveOneOut, ShuffleSplit
 from sklearn.preprocessing import StandardScaler
 
+from examples.common.arguments import add_outputs, script
 from examples.common.data import load_qspr
+from examples.common.pictures import save
 from pyro_dropout.entropic import EntropicLinearRegression
-
-matplotlib.use("Agg")  # pictures go to files, no window needed
 
 ODDS = np.concatenate([[0.0], np.logspace(-4, 3, 61)])  # f / (1 - f)
 RATES = ODDS / (1 + ODDS)
@@ -98,8 +96,7 @@ def draw_paths(results: Paths, names: list[str], path: Path) -> None:
         axis.set(xscale="log", xlabel=labels[method], title=method)
     axes[0].set_ylabel("coefficient")
     axes[2].legend(fontsize=8)
-    figure.savefig(path, dpi=130, bbox_inches="tight")
-    plt.close(figure)
+    save(figure, path, dpi=130, bbox_inches="tight")
 
 
 def coverage(x: np.ndarray, y: np.ndarray, splits: BaseCrossValidator) -> dict[float, tuple[float, float, float]]:
@@ -120,11 +117,10 @@ def coverage(x: np.ndarray, y: np.ndarray, splits: BaseCrossValidator) -> dict[f
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(prog="python -m examples.entropic.qspr", description=__doc__.split("\n")[0])
+    parser = script("entropic.qspr", __doc__)
     parser.add_argument("--splits", type=int, default=20, help="random splits of the diabetes data (default 20)")
-    parser.add_argument("--outputs", type=Path, default=Path("outputs"))
+    add_outputs(parser)
     options = parser.parse_args(argv)
-    options.outputs.mkdir(parents=True, exist_ok=True)
 
     x, y, names = standardised()
     results = paths(x, y)

@@ -14,24 +14,23 @@ masks can be differentiated by them. ``python -m examples.lbd.gradient_estimator
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import matplotlib.pyplot as plt
 import pyro
 import torch
+from matplotlib.colors import LogNorm
 from torch import Tensor
 from tqdm import tqdm, trange
 
+from examples.common.arguments import add_outputs, add_seed, script
+from examples.common.pictures import save
 from pyro_dropout import ARM, DisARM, GradientEstimator, Reinforce
 from pyro_dropout.distributions import BernoulliMask, ConcreteMask
-
-matplotlib.use("Agg")  # pictures go to files, no window needed
 
 POINTS, SAMPLES, TRACE_SAMPLES = 3000, 200, 50
 ELEMENTS = 2**23  # of activations in memory at once
@@ -154,7 +153,7 @@ def draw_grid(results: dict[str, Tensor], keeps: Tensor, path: Path) -> None:
     extent = (float(keeps[0]) - 0.05, float(keeps[-1]) + 0.05) * 2
     for row, quantity in enumerate(("bias", "standard deviation", "root MSE")):
         values = torch.stack([result[row, :, :, 0].abs() for result in results.values()])
-        norm = matplotlib.colors.LogNorm(float(values.quantile(0.02)), float(values.max()))
+        norm = LogNorm(float(values.quantile(0.02)), float(values.max()))
         for axis, value in zip(axes[row], values, strict=True):
             image = axis.imshow(value.T.numpy(), origin="lower", extent=extent, norm=norm, cmap="viridis")
         figure.colorbar(image, ax=axes[row], label=f"|{quantity}|" if row == 0 else quantity, pad=0.01)
@@ -164,8 +163,7 @@ def draw_grid(results: dict[str, Tensor], keeps: Tensor, path: Path) -> None:
     for axis in axes[-1]:
         axis.set_xlabel("keep 1")
     figure.suptitle("Estimates of the gradient of the first keep logit")
-    figure.savefig(path, dpi=130, bbox_inches="tight")
-    plt.close(figure)
+    save(figure, path, dpi=130, bbox_inches="tight")
 
 
 # Along gradient descent
@@ -198,8 +196,7 @@ def draw_traces(traces: dict[str, Tensor], path: Path) -> None:
         axes[k, 0].set_ylabel(f"gradient of logit {k + 1}")
     axes[0, 0].legend(fontsize=8)
     figure.suptitle(f"Means of {TRACE_SAMPLES} estimates along exact gradient descent")
-    figure.savefig(path, dpi=130, bbox_inches="tight")
-    plt.close(figure)
+    save(figure, path, dpi=130, bbox_inches="tight")
 
 
 # Against width
@@ -237,21 +234,17 @@ def draw_widths(widths: list[int], ratios: dict[str, list[float]], points: int, 
     axis.minorticks_off()
     axis.set_title(f"Below the line one step of a batch of {points} tells the direction", fontsize=10)
     axis.legend(fontsize=8)
-    figure.savefig(path, dpi=130, bbox_inches="tight")
-    plt.close(figure)
+    save(figure, path, dpi=130, bbox_inches="tight")
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.lbd.gradient_estimators", description=__doc__.split("\n")[0]
-    )
+    parser = script("lbd.gradient_estimators", __doc__)
     parser.add_argument("--grid", type=int, default=9, help="keep probabilities from 0.1 to 0.9 (default 9)")
     parser.add_argument("--steps", type=int, default=300, help="steps of gradient descent (default 300)")
     parser.add_argument("--max-width", type=int, default=1024, help="of the second panel (default 1024)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--outputs", type=Path, default=Path("outputs"))
+    add_seed(parser)
+    add_outputs(parser)
     options = parser.parse_args(argv)
-    options.outputs.mkdir(parents=True, exist_ok=True)
     pyro.set_rng_seed(options.seed)
 
     toy = Toy.random(units=2, points=POINTS)

@@ -25,7 +25,6 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pyro
@@ -37,12 +36,11 @@ from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 from torch import nn
 from tqdm import tqdm
 
-from examples.common.arguments import count
+from examples.common.arguments import add_backend, add_outputs, count, script
 from examples.common.data import load_co2, load_solar
+from examples.common.pictures import save
 from models.regression import Regression
 from pyro_dropout import AutoBernoulliDropout, CompiledSVI, DropoutPredictive, TraceDropout_ELBO
-
-matplotlib.use("Agg")  # pictures go to files, no window needed
 
 SEEN = 272  # months of CO2
 GAPS = (1626, 1702, 1776, 1852, 1926)  # first of 20 years of the sun's that are left out
@@ -78,15 +76,15 @@ class Prediction(NamedTuple):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m examples.mc.co2", description=__doc__.splitlines()[0])
+    parser = script("mc.co2", __doc__)
     parser.add_argument("--series", choices=("co2", "solar"), nargs="+", default=["co2", "solar"])
     parser.add_argument("--layers", type=count, nargs="+", default=[5], help="hidden layers, 4 or 5 (default 5)")
     parser.add_argument("--rates", type=float, nargs="+", default=[0.1, 0.2], help="of dropping (default 0.1 0.2)")
     parser.add_argument("--units", type=count, default=1024, help="of a layer (default 1,024)")
     parser.add_argument("--steps", type=count, default=2000, help="of each network (default 2,000)")
     parser.add_argument("--draws", type=count, default=1000, help="T (default 1,000)")
-    parser.add_argument("--backend", choices=("inductor", "eager"), default="inductor")
-    parser.add_argument("--output", type=Path, default=Path("outputs"))
+    add_backend(parser)
+    add_outputs(parser, "--output")
     options = parser.parse_args(arguments)
     nets = [Net(a, rate, layers) for layers in options.layers for a in ACTIVATIONS for rate in options.rates]
     for name in options.series:
@@ -240,9 +238,7 @@ def draw(series: Series, found: dict[Net, Prediction], mean: np.ndarray, deviati
     for axis in axes[:, 0]:
         axis.set_ylabel("standardised")
     figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save(figure, path)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,9 @@ import pyro
 import torch
 from torch import Tensor
 
+from examples.common.arguments import add_backend, script
 from examples.common.data import UCI_SPLITS, load_uci
+from examples.common.standardised import Scaling
 from models.regression import Regression
 from pyro_dropout import AutoBernoulliDropout, DropoutPredictive, ReplicatedSVI
 
@@ -32,14 +34,14 @@ CHUNK = 100  # steps between messages
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m examples.start.grid_search", description=__doc__.splitlines()[0])
+    parser = script("start.grid_search", __doc__)
     parser.add_argument("--dataset", choices=list(UCI_SPLITS), default="concrete")
     parser.add_argument("--steps", type=int, default=3000, help="of each network (default 3000)")
     parser.add_argument("--batch", type=int, default=64, help="data of a step (default 64)")
     parser.add_argument("--folds", type=int, default=5, help="of the cross-validation (default 5)")
     parser.add_argument("--restarts", type=int, default=5, help="of the best pair (default 5)")
     parser.add_argument("--draws", type=int, default=200, help="of each prediction (default 200)")
-    parser.add_argument("--backend", choices=("inductor", "eager"), default="inductor")
+    add_backend(parser)
     options = parser.parse_args(arguments)
     pyro.set_rng_seed(0)
 
@@ -80,10 +82,8 @@ def fit(
         return model, AutoBernoulliDropout(model, rate=rate)
 
     rows = torch.stack([rows for rows, _ in parts])
-    center, scale = x[rows].mean(1, keepdim=True), x[rows].std(1, keepdim=True).clamp(min=1e-6)
-    x_train, y_train = (x[rows] - center) / scale, y[rows]
-    y_center, y_scale = y_train.mean(1, keepdim=True), y_train.std(1, keepdim=True)
-    y_train = (y_train - y_center) / y_scale
+    inputs, target = Scaling.of(x[rows], dim=1), Scaling.of(y[rows], dim=1)
+    x_train, y_train = inputs(x[rows]), target(y[rows])
 
     hyperparameters = [{"rate": rate, "lengthscale": lengthscale} for rate, lengthscale in pairs]
     svi = ReplicatedSVI(make, hyperparameters, pyro.optim.Adam({"lr": 1e-2}), backend=options.backend)
@@ -96,10 +96,10 @@ def fit(
 
     scores = []
     for r, (model, guide) in enumerate(zip(svi.models, svi.guides, strict=True)):
-        x_new = (x[parts[r][1]] - center[r]) / scale[r]
-        y_new = (y[parts[r][1]] - y_center[r]) / y_scale[r]
+        _, new = parts[r]
         predict = DropoutPredictive(model, guide=guide, num_samples=options.draws, progress=False)
-        density = predict.log_likelihood(x_new, y_new)["obs"] - y_scale[r].log()  # in the units of the target
+        density = predict.log_likelihood(inputs[r](x[new]), target[r](y[new]))["obs"]
+        density = density - target.deviation[r].log()  # in the units of the target
         scores.append(density.mean())
     return torch.stack(scores)
 

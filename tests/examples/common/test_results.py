@@ -1,12 +1,10 @@
 """Results are kept whole, for their settings."""
 
-import argparse
 import json
 import math
 
 import pytest
 
-from examples.common.arguments import count
 from examples.common.results import kept, mean_and_error
 
 
@@ -40,10 +38,3 @@ def test_an_interrupted_run_leaves_what_was_there(tmp_path):
 def test_standard_errors():
     assert mean_and_error([1.0, 2.0, 3.0]) == (2.0, pytest.approx(1 / 3**0.5))
     assert mean_and_error([1.0]) == (1.0, pytest.approx(math.nan, nan_ok=True))
-
-
-@pytest.mark.parametrize("text", ["0", "-1", "a", "1.5"])
-def test_counts(text):
-    assert count("3") == 3
-    with pytest.raises(argparse.ArgumentTypeError, match=f"at least 1, but found {text}"):
-        count(text)
