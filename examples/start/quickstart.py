@@ -14,15 +14,12 @@ network predicts nothing.
 
 from __future__ import annotations
 
-import argparse
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import matplotlib.pyplot as plt
 import pyro
 import pyro.distributions as dist
@@ -34,34 +31,17 @@ from sklearn.model_selection import KFold, train_test_split
 from torch import Tensor, nn
 from tqdm import trange
 
+from examples.common.arguments import add_outputs, add_seed, script, settle
+from examples.common.pictures import save
+from examples.common.standardised import Data
+from examples.start.checks import az, in_units, leave_one_out
 from models.regression import Regression, mlp
 from pyro_dropout import AutoConcreteDropout, TraceDropout_ELBO, from_pyro_svi
 from pyro_dropout.metrics import interval_coverage, predictive_log_likelihood, predictive_moments
 
-with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing a major refactor", FutureWarning)
-    import arviz as az
-
-matplotlib.use("Agg")  # pictures go to files, no window needed
-
 HIDDEN = (50,)
 BATCH = 64
 TARGET = "disease progression score, one year after baseline"
-
-
-@dataclass(frozen=True)
-class Data:
-    """Standardised by the training part; ``center`` and ``scale`` lead back to the units of the target."""
-
-    x_train: Tensor
-    y_train: Tensor
-    x_test: Tensor
-    y_test: Tensor
-    center: float
-    scale: float
-
-    def in_units(self, y: Tensor) -> Tensor:
-        return y * self.scale + self.center
 
 
 @dataclass(frozen=True)
@@ -89,11 +69,8 @@ class Results:
 def load_data() -> Data:
     features, target = load_diabetes(return_X_y=True)
     parts = train_test_split(features, target, test_size=0.25, random_state=0)
-    x_train, x_test, y_train, y_test = (torch.tensor(part, dtype=torch.float32) for part in parts)
-    x_mean, x_scale, center, scale = x_train.mean(0), x_train.std(0), y_train.mean(), y_train.std()
-    x_train, x_test = ((x - x_mean) / x_scale for x in (x_train, x_test))
-    y_train, y_test = ((y - center) / scale for y in (y_train, y_test))
-    return Data(x_train, y_train, x_test, y_test, center.item(), scale.item())
+    x, x_test, y, y_test = (torch.tensor(part, dtype=torch.float32) for part in parts)
+    return Data.of(x, y, x_test, y_test)
 
 
 def draw_batch(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,7 +131,7 @@ def score(mean: Tensor, deviation: Tensor, obs: Tensor, data: Data) -> Score:
 
 
 def compare(drawn: dict[str, Tensor], draws: int, data: Data) -> dict[str, Score]:
-    x, y = data.x_train, data.y_train
+    x, y = data.x, data.y
     ridge = BayesianRidge().fit(x.numpy(), y.numpy()).predict(data.x_test.numpy(), return_std=True)
     normals = {
         "deterministic network": (fit_network(x, y)(data.x_test), held_out_noise(x, y)),
@@ -169,16 +146,7 @@ def compare(drawn: dict[str, Tensor], draws: int, data: Data) -> dict[str, Score
 
 def export(svi: SVI, data: Data, draws: int) -> az.InferenceData:
     """The fit as ArviZ groups, replicates and log-likelihoods in units of the target."""
-    idata = from_pyro_svi(svi, model_args=(data.x_train, data.y_train), num_samples=draws)
-    idata.map(data.in_units, groups=["posterior_predictive", "observed_data"], inplace=True)
-    idata.map(lambda density: density - math.log(data.scale), groups="log_likelihood", inplace=True)
-    return idata
-
-
-def leave_one_out(idata: az.InferenceData) -> az.ELPDData:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Estimated shape parameter of Pareto")  # the printed table has the counts
-        return az.loo(idata)
+    return in_units(from_pyro_svi(svi, model_args=(data.x, data.y), num_samples=draws), data)
 
 
 def plot_predictions(axes: plt.Axes, draws: dict[str, Tensor], data: Data) -> None:
@@ -207,12 +175,9 @@ def plot_calibration(axes: plt.Axes, idata: az.InferenceData) -> None:
 
 
 def save_picture(path: Path, plot: Callable[..., None], *args: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
     plot(axes, *args)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return path
+    return save(figure, path)
 
 
 def report(results: Results, loo: az.ELPDData) -> None:
@@ -227,18 +192,16 @@ def report(results: Results, loo: az.ELPDData) -> None:
 
 
 def main(argv: list[str] | None = None) -> Results:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = script("start.quickstart", __doc__)
     parser.add_argument("--steps", type=int, default=1500, help="SVI steps (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the fit and the draws (default: %(default)s)")
+    add_seed(parser, "of the fit and the draws")
     parser.add_argument("--draws", type=int, default=1000, help="posterior draws (default: %(default)s)")
-    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="folder (default: %(default)s)")
+    add_outputs(parser)
     args = parser.parse_args(argv)
 
-    pyro.settings.set(module_local_params=True)  # parameters live in the guide, not in a global store
-    pyro.set_rng_seed(args.seed)
-    torch.set_num_threads(1)  # more only get in each other's way in a network this small
+    settle(args.seed)
     data = load_data()
-    svi = fit_dropout(data.x_train, data.y_train, args.steps)
+    svi = fit_dropout(data.x, data.y, args.steps)
     drawn = predict_dropout(svi, data.x_test, args.draws)
     idata = export(svi, data, args.draws)
     loo = leave_one_out(idata)
