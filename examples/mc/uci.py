@@ -35,72 +35,32 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
-import warnings
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyro
-import pyro.distributions as dist
 import torch
-from pyro.infer.autoguide import AutoDelta
-from torch import Tensor
-from tqdm import tqdm
 
-from examples.common.arguments import count, positive
+from examples.common.arguments import add_backend, add_outputs, count, positive, script
 from examples.common.data import UCI, UCI_SPLITS, load_uci
 from examples.common.results import kept, mean_and_error
-from models.regression import Regression
-from pyro_dropout import (
-    AutoBernoulliDropout,
-    AutoConcreteDropout,
-    DropoutPredictive,
-    RenyiDropout_ELBO,
-    ReplicatedSVI,
-    TraceDropout_ELBO,
-    load_checkpoint,
-    save_checkpoint,
-)
-from pyro_dropout.metrics import predictive_log_likelihood
+from examples.mc.uci_training import LEARNING_RATE, SETS, Found, Run, fit, kinds
 
-
-class Set(NamedTuple):
-    """A data set: its name at UCI, the published grid of precisions (in 1 / units of y²), how it is trained here."""
-
-    name: str
-    precisions: tuple[float, ...]
-    epochs: int
-    batch: int
-
-
-SETS = {
-    "boston": Set("bostonHousing", (0.1, 0.15, 0.2), 400, 32),
-    "concrete": Set("concrete", (0.025, 0.05, 0.075), 400, 64),
-    "energy": Set("energy", (0.25, 0.5, 0.75), 800, 64),
-    "kin8nm": Set("kin8nm", (150.0, 200.0, 250.0), 100, 128),
-    "naval": Set("naval-propulsion-plant", (3e4, 4e4, 5e4), 480, 128),
-    "power": Set("power-plant", (0.05, 0.1, 0.15), 60, 128),
-    "protein": Set("protein-tertiary-structure", (0.025, 0.05, 0.075), 200, 256),
-    "wine": Set("wine-quality-red", (2.5, 3.0, 3.5), 150, 32),
-    "yacht": Set("yacht", (0.25, 0.5, 0.75), 1000, 32),
-}
 RATES = (0.005, 0.01, 0.05, 0.1)  # published, with lengthscale 0.01
 LENGTHSCALES = (0.1, 0.3, 1.0)  # of methods that learn rates and precision, times √inputs
 EARLY = 0.25  # of the steps, where they may stop
 LEARNED = ("concrete", "network", "disarm", "disarm-unit")
 ALPHAS = ("alpha0", "alpha0.5", "alpha1")
 METHODS = ("mc", *LEARNED, *ALPHAS)
-LEARNING_RATE = 1e-2
-CHUNK = 50  # steps between messages
-SAVING = 60.0  # seconds between states of training in a file
 
 # Log-likelihood and RMSE. The authors' grid search of 2018, one hidden layer, which had no look at test rows; and of CD
 # tables 3 and 4, two hidden layers, the columns Dropout and CDropoutM.
@@ -140,7 +100,7 @@ CONCRETE = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m examples.mc.uci", description=__doc__.splitlines()[0])
+    parser = script("mc.uci", __doc__)
     parser.add_argument("--dataset", choices=[*SETS, "all"], nargs="+", default=["boston"])
     parser.add_argument("--method", choices=[*METHODS, "alpha"], nargs="+", default=["mc"])
     parser.add_argument("--splits", type=splits, default="all", help="how many, or all: 20, protein 5 (default all)")
@@ -156,8 +116,8 @@ def main(arguments: list[str] | None = None) -> None:
         "--lengthscales", type=positive, nargs="+", default=LENGTHSCALES, help="to choose from (default 0.1 0.3 1)"
     )
     parser.add_argument("--processes", type=count, default=1, help="that share sets, methods and threads (default 1)")
-    parser.add_argument("--backend", choices=("inductor", "eager"), default="inductor")
-    parser.add_argument("--output", type=Path, default=Path("outputs/uci"))
+    add_backend(parser)
+    add_outputs(parser, "--output", "outputs/uci")
     options = parser.parse_args(arguments)
     names = list(SETS) if "all" in options.dataset else options.dataset
     for name in names:
@@ -187,231 +147,87 @@ def splits(text: str) -> int | str:
 
 def run(name: str, method: str, options: argparse.Namespace) -> dict[str, Any]:
     """Results of each split, seconds, and the epochs that they took."""
-    data, own = load_uci(SETS[name].name), SETS[name]
-    number = len(data.train) if options.splits == "all" else options.splits
-    lengths = (EARLY, 1.0) if method in LEARNED else (1.0,)
+    data, precisions = load_uci(SETS[name].name), SETS[name].precisions
     grid: list[dict[str, float]]
     if method == "mc":
-        grid = [{"rate": rate, "precision": precision} for rate in RATES for precision in own.precisions]
+        grid = [{"rate": rate, "precision": precision} for rate in RATES for precision in precisions]
     else:
         grid = [{"lengthscale": lengthscale} for lengthscale in (options.lengthscales if method in LEARNED else (1.0,))]
-    settings = {
-        "epochs": own.epochs * options.epochs,
-        "batch": own.batch,
-        "learning_rate": LEARNING_RATE,
-        "draws": options.draws,
-        "grid": grid,
-        "lengths": lengths,
-    }
-    file = f"{name}-{method}-{options.layers}-layers-{number}-splits"
-    digest = zlib.crc32(json.dumps(settings).encode())  # training of other settings is not gone on with
+    number = len(data.train) if options.splits == "all" else options.splits
+    lengths = (EARLY, 1.0) if method in LEARNED else (1.0,)
+    return Experiment(name, method, options, data, number, grid, lengths).results()
 
-    def validated() -> dict[str, Any]:
+
+@dataclass(frozen=True)
+class Experiment:
+    """A method on the first ``number`` splits of a set; points of ``grid`` and of ``lengths`` are chosen from."""
+
+    name: str
+    method: str
+    options: argparse.Namespace
+    data: UCI
+    number: int
+    grid: list[dict[str, float]]
+    lengths: tuple[float, ...]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that decides what validation finds."""
+        return {
+            "epochs": SETS[self.name].epochs * self.options.epochs,
+            "batch": SETS[self.name].batch,
+            "learning_rate": LEARNING_RATE,
+            "draws": self.options.draws,
+            "grid": self.grid,
+            "lengths": self.lengths,
+        }
+
+    def file(self, ending: str) -> Path:
+        stem = f"{self.name}-{self.method}-{self.options.layers}-layers-{self.number}-splits"
+        return self.options.output / f"{stem}{ending}"
+
+    def results(self) -> dict[str, Any]:
+        """Of test rows, read from a file or computed."""
+        restarts = self.options.restarts
+        settings = {**self.settings, "restarts": restarts} if restarts > 1 else self.settings  # validation has none
+        return kept(self.file(".json"), settings, self.tested)
+
+    def trained(self, runs: list[Run], kind: str, **kwargs: Any) -> tuple[list[Found], float]:
+        """All runs; training of other settings is not gone on with."""
+        digest = zlib.crc32(json.dumps(self.settings).encode())
+        training = self.file(f"-{kind}-{digest:08x}.pt")
+        return fit(self.name, self.data, runs, self.method, self.lengths, self.options, training=training, **kwargs)
+
+    def validated(self) -> dict[str, Any]:
+        """Scores of the last fifth of each split's training rows, by split, length and point of the grid."""
         pyro.set_rng_seed(0)
-        fifth = data.train.shape[1] // 5
-        runs = [(data.train[s][:-fifth], data.train[s][-fifth:], values) for s in range(number) for values in grid]
-        training = options.output / f"{file}-validation-{digest:08x}.pt"
-        results, seconds = fit(name, data, runs, method, lengths, options, choosing=True, training=training)
-        scores = [np.reshape(found["score"], (number, len(grid))) for found in results]
+        train, fifth = self.data.train, self.data.train.shape[1] // 5
+        runs = [(train[s][:-fifth], train[s][-fifth:], values) for s in range(self.number) for values in self.grid]
+        results, seconds = self.trained(runs, "validation", choosing=True)
+        scores = [np.reshape(found["score"], (self.number, len(self.grid))) for found in results]
         return {"scores": np.stack(scores, 1).tolist(), "seconds": seconds}
 
-    restarts = options.restarts
-    final = {**settings, "restarts": restarts} if restarts > 1 else settings  # validation has none
-
-    def tested() -> dict[str, Any]:
+    def tested(self) -> dict[str, Any]:
+        """Scores of test rows, with what validation chose for each split; of restarts the lowest loss counts."""
+        data, grid, number, restarts = self.data, self.grid, self.number, self.options.restarts
         scores, before = np.zeros((number, 1, 1)), 0.0  # nothing to choose from
-        if len(grid) * len(lengths) > 1:
-            validation = kept(options.output / f"{file}-validation.json", settings, validated)
+        if len(grid) * len(self.lengths) > 1:
+            validation = kept(self.file("-validation.json"), self.settings, self.validated)
             scores, before = np.array(validation["scores"]), validation["seconds"]
         pyro.set_rng_seed(1)
         best = np.where(np.isnan(scores), -np.inf, scores).reshape(number, -1).argmax(1)
         length, chosen = np.divmod(best, len(grid))
         runs = [(data.train[s], data.test[s], grid[chosen[s]]) for s in range(number) for _ in range(restarts)]
-        training = options.output / f"{file}-{restarts}-restarts-{digest:08x}.pt"
-        results, seconds = fit(name, data, runs, method, lengths, options, training=training)
+        results, seconds = self.trained(runs, f"{restarts}-restarts")
         losses = np.array([results[length[s]]["loss"][s * restarts : (s + 1) * restarts] for s in range(number)])
         of = np.arange(number) * restarts + np.where(np.isnan(losses), np.inf, losses).argmin(1)
         return {
             **{kind: [results[length[s]][kind][of[s]] for s in range(number)] for kind in results[0]},
-            "chosen": [{**grid[chosen[s]], "steps": lengths[length[s]]} for s in range(number)],
+            "chosen": [{**grid[chosen[s]], "steps": self.lengths[length[s]]} for s in range(number)],
             "seconds": (before + seconds) / number,
             "date": time.strftime("%Y-%m-%d"),
-            "epochs": settings["epochs"],
+            "epochs": self.settings["epochs"],
         }
-
-    return kept(options.output / f"{file}.json", final, tested)
-
-
-def fit(
-    name: str,
-    data: UCI,
-    runs: list[tuple[np.ndarray, np.ndarray, dict[str, float]]],
-    method: str,
-    lengths: tuple[float, ...],
-    options: argparse.Namespace,
-    *,
-    choosing: bool = False,
-    training: Path | None = None,
-) -> tuple[list[dict[str, list[Any]]], float]:
-    """Results of one network for each run, ``(rows to train, rows to score, hyperparameters)``, and seconds.
-
-    All are trained at once. There are results for each of ``lengths``, parts of the steps, at whose ends the learning
-    rate has come down; ``choosing``, only the ``score`` to choose by, with a fifth of the draws. A network whose loss
-    or whose prediction is not finite has NaN. With a file for its ``training``, one that was interrupted goes on.
-    """
-    start, own = time.perf_counter(), SETS[name]
-    x, y = torch.as_tensor(data.x), torch.as_tensor(data.y)
-    rows = torch.as_tensor(np.stack([rows for rows, _, _ in runs]))
-    size = rows.shape[1]
-    (x_train, x_center, x_scale), (y_train, y_center, y_scale) = (standardised(values[rows]) for values in (x, y))
-    hidden = (100 if name == "protein" else 50,) * options.layers
-    make = maker(method, x.shape[1], size, hidden)
-    hyperparameters = [
-        {name: value * float(scale) ** 2 if name == "precision" else value for name, value in values.items()}
-        for (_, _, values), scale in zip(runs, y_scale, strict=True)
-    ]
-    alpha = method.startswith("alpha")
-    loss = RenyiDropout_ELBO(float(method.removeprefix("alpha")), 10) if alpha else TraceDropout_ELBO()
-    batch = min(own.batch, size)
-    chunks = own.epochs * options.epochs * size / batch / CHUNK
-    ends = [max(1, round(length * chunks)) for length in lengths]
-    optim = pyro.optim.PyroLRScheduler(
-        torch.optim.lr_scheduler.LambdaLR,
-        {"optimizer": torch.optim.Adam, "optim_args": {"lr": LEARNING_RATE}, "lr_lambda": Decay(ends)},
-    )
-    svi = ReplicatedSVI(make, hyperparameters, optim, loss, seeds=range(len(runs)), backend=options.backend)
-    each = torch.arange(len(runs))[:, None, None]
-    what = f"{name} {method}, validation" if choosing else f"{name} {method}"
-
-    def evaluated(losses: Tensor) -> dict[str, list[Any]]:
-        """Scores and rates of the networks as they are, and their losses."""
-        found: dict[str, list[Any]] = {"loss": torch.where(svi.alive, losses, math.nan).tolist()}
-        for r, (model, guide) in enumerate(zip(svi.models, svi.guides, strict=True)):
-            test = torch.as_tensor(runs[r][1])
-            x_test = ((x[test] - x_center[r]) / x_scale[r]).float()
-            y_test = ((y[test] - y_center[r]) / y_scale[r]).float()
-            draws = -(-options.draws // 5) if choosing else options.draws
-            scores = dict.fromkeys(kinds(method, choosing), math.nan)
-            try:
-                if svi.alive[r]:
-                    scores = scored(model, guide, (x_train[r], y_train[r]), (x_test, y_test), list(scores), draws)
-            except ValueError as error:  # a noise that is not finite, far from the training rows
-                warnings.warn(f"{what}, {hyperparameters[r]}: {error}", stacklevel=2)
-            for kind, value in scores.items():
-                value = value * float(y_scale[r]) if kind == "rmse" else value - math.log(y_scale[r])
-                found.setdefault("score" if choosing else kind, []).append(value)
-            rates = {site: float(rate.mean()) for site, rate in guide.rates().items()}
-            found.setdefault("rates", []).append(rates)
-        return found
-
-    chunk, results = 0, []
-    if training is not None and training.exists():
-        svi.step(x_train[:, :batch], y_train[:, :batch])  # makes parameters to load into
-        values = load_checkpoint(training, svi=svi)
-        chunk, results, losses = values["chunk"], values["results"], values["losses"]
-        start -= values["seconds"]
-        print(f"{what}: {training} goes on after {chunk * CHUNK:,} of {ends[-1] * CHUNK:,} steps")
-    saved = time.perf_counter()
-    with tqdm(total=ends[-1] * CHUNK, initial=chunk * CHUNK, desc=what, disable=None) as progress:
-        for end in ends[len(results) :]:
-            while chunk < end:
-                chosen = torch.randint(size, (len(runs), CHUNK, batch))
-                losses = svi.scan(x_train[each, chosen], y_train[each, chosen]).mean(1) / size
-                optim.step()
-                chunk += 1
-                progress.update(CHUNK)
-                progress.set_postfix_str(f"loss {losses[svi.alive].mean():.3f} per row")
-                now = time.perf_counter()
-                if training is not None and now - saved > SAVING:
-                    training.parent.mkdir(parents=True, exist_ok=True)
-                    state = {"chunk": chunk, "results": results, "losses": losses, "seconds": now - start}
-                    save_checkpoint(training, svi=svi, **state)
-                    saved = now
-            results.append(evaluated(losses))
-    if training is not None:
-        training.unlink(missing_ok=True)
-    return results, time.perf_counter() - start
-
-
-def kinds(method: str, choosing: bool) -> list[str]:
-    """The scores of a method, or the one to choose by."""
-    last = method in ("concrete", "disarm", "disarm-unit")
-    if choosing:
-        return ["after_m_step" if last else "log_likelihood"]
-    return ["log_likelihood", "rmse"] + ["after_m_step"] * last
-
-
-def scored(
-    model: Any, guide: Any, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], wanted: list[str], draws: int
-) -> dict[str, float]:
-    """In standardised units: log-likelihood of a test row, also with the precision of a last M-step; RMSE."""
-    scores = {}
-    if "log_likelihood" in wanted:
-        predict = DropoutPredictive(model, guide=guide, num_samples=draws, progress=False)
-        scores["log_likelihood"] = float(predict.log_likelihood(*test)["obs"].mean())
-    size = len(train[0]) if "after_m_step" in wanted else 0
-    if "rmse" in wanted or size:
-        predict = DropoutPredictive(model, guide=guide, num_samples=draws, return_sites=("mean",), progress=False)
-        means = predict(torch.cat([train[0][:size], test[0]]))["mean"]
-        if "rmse" in wanted:
-            scores["rmse"] = float((means[:, size:].mean(0) - test[1]).square().mean().sqrt())
-        if size:
-            precision = last_m_step(means[:, :size], train[1])
-            densities = dist.Normal(means[:, size:], precision.rsqrt()).log_prob(test[1])
-            scores["after_m_step"] = float(predictive_log_likelihood(densities).mean())
-    return scores
-
-
-def last_m_step(means: Tensor, y: Tensor) -> Tensor:
-    r"""The precision that is best for what the network has become (CD appendix D), under its prior Gamma(0.1, 0.01):
-
-    .. math:: \hat\tau = \frac{0.1 - 1 + N / 2}{0.01 + \mathrm{E}_q \sum_n (y_n - f^W(x_n))^2 / 2}
-
-    :param means: draws of :math:`f^W(x_n)`, ``[draws, N]``.
-    :param y: responses, ``[N]``.
-    """
-    return (0.1 - 1 + len(y) / 2) / (0.01 + (y - means).square().sum(-1).mean() / 2)
-
-
-class Decay:
-    """The learning rate of a chunk of steps: up to each end, as it is for half of the way, then down to a hundredth."""
-
-    def __init__(self, ends: list[int]) -> None:
-        self.ends = ends
-
-    def __call__(self, chunk: int) -> float:
-        end = next((end for end in self.ends if chunk < end), self.ends[-1])
-        start = max((end for end in self.ends if end <= chunk), default=0)
-        return 0.01 ** max(0.0, 2 * (chunk - start) / max(1, end - start) - 1)
-
-
-def maker(method: str, features: int, size: int, hidden: tuple[int, ...]) -> Callable[..., tuple[Any, Any]]:
-    """Makes model and guide of a replicate."""
-    guides = {
-        "disarm": lambda model: AutoBernoulliDropout(model, rate=0.1, learnable=True, rest=AutoDelta),
-        "disarm-unit": lambda model: AutoBernoulliDropout(
-            model, rate=0.1, learnable=True, per_unit=True, rest=AutoDelta
-        ),
-    }
-
-    def fixed(rate: float, precision: float) -> tuple[Any, Any]:
-        model = Regression(features, size, hidden, lengthscale=0.01, precision=precision)
-        return model, AutoBernoulliDropout(model, rate=rate, rest=AutoDelta)
-
-    def learned(lengthscale: float) -> tuple[Any, Any]:
-        noise = "network" if method == "network" else "latent"
-        model = Regression(features, size, hidden, lengthscale, noise, scaled=True)
-        guide = guides.get(method, lambda model: AutoConcreteDropout(model, rate=0.1, rest=AutoDelta))
-        return model, guide(model)
-
-    return fixed if method == "mc" else learned
-
-
-def standardised(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``values [runs, rows, ...]`` with mean 0 and deviation 1 over rows, and what makes new ones so."""
-    center, scale = values.mean(1, keepdim=True), values.std(1, correction=0, keepdim=True)
-    scale = torch.where(scale > 0, scale, 1.0)  # constant columns
-    return ((values - center) / scale).float(), center.squeeze(1), scale.squeeze(1)
 
 
 def print_table(found: dict[str, dict[str, Any]], method: str, options: argparse.Namespace) -> None:
