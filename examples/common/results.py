@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,18 @@ def kept(path: Path, settings: dict[str, Any], compute: Callable[[], dict[str, A
             return stored["found"]
         print(f"{path} is of other settings and is computed anew")
     found = compute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    written = path.with_name(f"{path.name}.{os.getpid()}")
-    written.write_text(json.dumps({"settings": settings, "found": found}, indent=1))
-    written.replace(path)
+    with whole(path) as file:
+        file.write_text(json.dumps({"settings": settings, "found": found}, indent=1))
     return found
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A file to write, which takes its place at ``path`` when it is written: whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.with_name(f"{path.name}.{os.getpid()}")
+    yield file
+    file.replace(path)
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +38,7 @@ from tqdm import tqdm
 from examples.common.arguments import add_backend, add_outputs, count, script
 from examples.common.data import load_co2, load_solar
 from examples.common.pictures import save
+from examples.common.results import whole
 from models.regression import Regression
 from pyro_dropout import AutoBernoulliDropout, CompiledSVI, DropoutPredictive, TraceDropout_ELBO
 
@@ -119,11 +119,8 @@ def predicted(name: str, series: Series, net: Net, options: argparse.Namespace) 
     path = options.output / "co2" / f"{run}.npz"
     if not path.exists():
         found = fit(series, net, options)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        written = path.with_name(f"{path.name}.{os.getpid()}")
-        with written.open("wb") as file:
+        with whole(path) as written, written.open("wb") as file:
             np.savez(file, **found._asdict())
-        written.replace(path)
     with np.load(path) as stored:
         return Prediction(**stored)
 
