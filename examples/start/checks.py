@@ -34,7 +34,7 @@ def in_units(idata: az.InferenceData, data: Data) -> az.InferenceData:
 
 
 def export(fits: list[Fit], x: Tensor, y: Tensor, data: Data) -> az.InferenceData:
-    """Draws, replicates and log-likelihoods of these points in MPa; fits are chains."""
+    """Draws, replicates and log-likelihoods of these points, in units of the target; fits are chains."""
     idatas = [from_pyro_svi(fit, model_args=(x, y), num_samples=fit.draws) for fit in fits]
     idata = az.concat(*idatas, dim="chain", reset_dim=True) if len(fits) > 1 else idatas[0]
     in_units(idata, data)
