@@ -6,7 +6,7 @@ READY := .venv/.ready
 .PHONY: demo test test-all lint format bench clean
 
 demo: $(READY)  ## the quickstart: fit, table, pictures in outputs/
-	$(BIN)/python -m examples.quickstart
+	$(BIN)/python -m examples.start.quickstart
 
 test: $(READY)  ## what CI runs, by two processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2

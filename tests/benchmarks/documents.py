@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 from sklearn.linear_model import Ridge
 
-from examples.data import VARIABLE, load_amazon
+from examples.common.data import VARIABLE, load_amazon
 from pyro_dropout.entropic import EntropicLinearRegression
 
 WORDS = 240  # of a document

