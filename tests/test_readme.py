@@ -5,8 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 import pyro_dropout
+from pyro_dropout.metrics import predictive_log_likelihood
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -24,8 +26,13 @@ def run(place, fewer=("", "")):
 def test_the_quickstart_runs(capsys):
     names = run(0)
     assert names["guide"].rates().keys() == {"net.0.weight", "net.2.weight"}
-    rmse = (names["moments"].mean - names["y_test"]).square().mean().sqrt()
-    assert rmse < 0.9 * names["y_test"].std()
+    moments, y = names["moments"], names["y_test"]
+    assert (moments.mean - y).square().mean().sqrt() < 0.9 * y.std()
+    assert 0.3 < moments.aleatoric.mean() < 0.8  # it has converged: the response has variance 1
+    assert max(names["guide"].rates().values()) < 0.4
+    deviation = names["draws"]["precision"].rsqrt()
+    density = torch.distributions.Normal(names["draws"]["mean"].squeeze(1), deviation.reshape(-1, 1)).log_prob(y)
+    assert predictive_log_likelihood(density).mean() > -1.15  # a standard normal has -1.42
     assert "elpd_loo" in capsys.readouterr().out
 
 
