@@ -9,7 +9,7 @@ setting                         default       what it bounds
                                               many as caches hold, few for matrix products
 ``dropout_row_block``           2^26          float64 entries of a temporary matrix of entropic regression, 512 MiB
 ``dropout_energy_block``        2^24          entries of a temporary tensor of ``RenyiDropout_ELBO``'s gradient of rates
-``dropout_kept_units``          0.3           share of dropped units above which a large layer's kept units are taken
+``dropout_take_out_above``      0.3           share of dropped units above which a large layer's kept units are taken
                                               out instead of masked; 1 never does
 =============================== ============= ========================================================================
 
@@ -34,7 +34,7 @@ memory_share: float = 0.7
 cached_activations: int = 2**20
 row_block: int = 2**26
 energy_block: int = 2**24
-kept_units: float = 0.3
+take_out_above: float = 0.3
 
 
 def _share(name: str) -> Callable[[Any], None]:
@@ -60,6 +60,6 @@ for _name, _check in {
     "cached_activations": _entries,
     "row_block": _entries,
     "energy_block": _entries,
-    "kept_units": _share,
+    "take_out_above": _share,
 }.items():
     pyro.settings.register(f"dropout_{_name}", __name__, _name, _check(_name))

@@ -170,6 +170,9 @@ class TestConv3d(LayerBattery):
 
 
 class TestConvTranspose2d(LayerBattery):
+    def spread(self, per_unit, loc):  # input channels come first
+        return per_unit.reshape(-1, *(1,) * (loc.dim() - 1))
+
     def net(self):
         return nn.ConvTranspose2d(3, 4, 3, stride=2)
 
@@ -178,6 +181,9 @@ class TestConvTranspose2d(LayerBattery):
 
 
 class TestGroupedConvTranspose1d(LayerBattery):
+    def spread(self, per_unit, loc):
+        return per_unit.reshape(-1, *(1,) * (loc.dim() - 1))
+
     def net(self):
         return nn.ConvTranspose1d(4, 2, 3, groups=2)
 

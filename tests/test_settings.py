@@ -36,7 +36,7 @@ def test_wrong_values_are_named_and_change_nothing(name, value):
     assert pyro.settings.get(name) == before
 
 
-@pytest.mark.parametrize(("name", "value"), [("dropout_memory_share", 0), ("dropout_kept_units", 1.5)])
+@pytest.mark.parametrize(("name", "value"), [("dropout_memory_share", 0), ("dropout_take_out_above", 1.5)])
 def test_shares_that_are_none_are_named(name, value):
     with pytest.raises(ValueError, match=f"{name} .*found {value}"):
         pyro.settings.set(**{name: value})
@@ -62,7 +62,7 @@ def test_predictions_are_the_same_with_any_settings():
     most, mean = predicted()
     share_most, share_mean = predicted(dropout_memory_share=0.2)
     cached_most, cached_mean = predicted(dropout_cached_activations=600 * 300)
-    _, kept_mean = predicted(dropout_kept_units=1.0)
+    _, kept_mean = predicted(dropout_take_out_above=1.0)
     assert share_most < most
     assert cached_most <= 300 < most
     for other in (share_mean, cached_mean, kept_mean):

@@ -4,7 +4,8 @@
 own weights and rates; ``to_torch`` writes a posterior back into a plain network whose training mode draws from it.
 Which weight a dropout masks is found by following its mask through the network's graph (``_dataflow``); what is no mask
 of one weight is refused, with the names of the layers. ``arviz`` exports a fitted SVI, posterior, predictions and
-pointwise log-likelihoods from the same draws, to ``InferenceData`` or ``DataTree``. Nothing here is needed to train.
+pointwise log-likelihoods from the same draws, to ``InferenceData`` or ``DataTree`` (``groups``). Nothing here is needed
+to train.
 """
 
 from pyro_dropout.interop.arviz import from_pyro_svi

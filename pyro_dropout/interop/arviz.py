@@ -46,7 +46,8 @@ def from_pyro_svi(
     :param model_kwargs: keyword arguments of the model.
     :param num_samples: number of draws.
     :param prior: also draw from the prior.
-    :param weights: also export weights, dense, and masks; this can be large.
+    :param weights: also export weights of networks (every latent with two or more event dimensions), dense, and their
+        masks; this can be large.
     :param constant_data: variables of that group, instead of the model's tensor arguments.
     :param coords: as in ArviZ.
     :param dims: as in ArviZ; by default plates name them.

@@ -46,9 +46,10 @@ class DatumMask:
         )
 
     def entry(self, index: tuple[int, ...]) -> DatumMask:
-        """The mask of one entry of the plates, the same for every call; all entries are drawn at once."""
+        """The mask of one entry of the (leftmost) plates, the same for every call; all entries are drawn at once."""
         if index not in self.entries:
-            self.entries[index] = DatumMask(_EntryOf(self, index))
+            others = self.distribution.batch_shape[len(index) :]
+            self.entries[index] = DatumMask(_EntryOf(self, index, others))
         return self.entries[index]
 
     def relaid(self, batch_shape: torch.Size) -> DatumMask:
@@ -106,12 +107,12 @@ class _Leaf(NamedTuple):
 class _EntryOf:
     """One entry of a mask in plates, as a distribution."""
 
-    def __init__(self, whole: DatumMask, index: tuple[int, ...], batch_shape: tuple[int, ...] = ()) -> None:
+    def __init__(self, whole: DatumMask, index: tuple[int, ...], batch_shape: tuple[int, ...]) -> None:
         self.whole, self.index, self.batch_shape = whole, index, torch.Size(batch_shape)
 
     def expand(self, batch_shape: tuple[int, ...]) -> _EntryOf:
         return _EntryOf(self.whole, self.index, batch_shape)
 
     def __call__(self) -> Tensor:
-        plates = self.whole.distribution.batch_shape
+        plates = self.whole.distribution.batch_shape[: len(self.index)]
         return self.whole.draw((*plates, *self.batch_shape))[self.index]

@@ -147,35 +147,37 @@ class MemberMask(Mask):
     def __init__(
         self, mask: Mask, estimator: GradientEstimator, batch_shape: torch.Size, draws: list[JointDraw]
     ) -> None:
-        self.mask, self.estimator, self.draws, self.units = mask, estimator, draws, mask.units
+        self.of_one, self.estimator, self.draws, self.units = mask, estimator, draws, mask.units
         self._batch_shape, self._event_shape = torch.Size(batch_shape), mask.event_shape
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> MemberMask:
-        return MemberMask(self.mask, self.estimator, batch_shape, self.draws)
+        return MemberMask(self.of_one, self.estimator, batch_shape, self.draws)
 
     @property
     def rate(self) -> Tensor:
-        return self.mask.rate
+        return self.of_one.rate
 
     @property
     def keep(self) -> Tensor:
-        return self.mask.keep
+        return self.of_one.keep
 
     @property
     def logits(self) -> Tensor:
-        return self.mask.logits
+        return self.of_one.logits
 
     @property
     def learned(self) -> bool:
-        return self.mask.learned
+        return self.of_one.learned
 
     def entropy(self) -> Tensor:
-        return self.mask.entropy()
+        return self.of_one.entropy()
 
     def __call__(self, sample_shape: Any = torch.Size()) -> Tensor:
+        if sample_shape:
+            raise NotImplementedError(f"members are drawn together, once, but found sample_shape={tuple(sample_shape)}")
         members, *shape = self.batch_shape
         if not self.learned:
-            return self.mask.expand(torch.Size(shape))().expand(members, *shape, self.units)
-        z, noise = self.estimator.sample(self.mask, torch.Size(shape))
-        self.draws.append(JointDraw(self.mask, z, noise))
+            return self.of_one.expand(torch.Size(shape))().expand(members, *shape, self.units)
+        z, noise = self.estimator.sample(self.of_one, torch.Size(shape))
+        self.draws.append(JointDraw(self.of_one, z, noise))
         return z

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.infer.autoguide import AutoGuide
 from pyro.infer.util import zero_grads
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
@@ -261,6 +262,10 @@ class ReplicatedSVI:
                 optim(list(names))
             zero_grads(names)
         self._started = True
+        for guide in self.guides:  # median() of a dropout guide calls that of the rest by itself
+            for inner in modules_of(guide):
+                if isinstance(inner, AutoGuide) and inner is not guide:
+                    _local(inner)
         functions = zip(self.models, self.guides, called, strict=True)
         self._modules = [modules_of(model, guide, *found) for model, guide, found in functions]
         return torch.tensor(losses, dtype=torch.float64)

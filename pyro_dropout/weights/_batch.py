@@ -80,7 +80,7 @@ def _getitem(weight: Tensor, index: Any) -> Any:
     if not (basic or draws) or sum(k is not None for k in key) > len(weight.batch_shape):
         return NotImplemented
     taken = _map_batch(weight, lambda t, _: t[index])
-    if isinstance(weight.mask, DatumMask) and len(key) == len(weight.batch_shape) and all(type(k) is int for k in key):
+    if isinstance(weight.mask, DatumMask) and all(type(k) is int for k in key):
         taken = taken.replace(mask=weight.mask.entry(key))
     return taken
 

@@ -58,7 +58,7 @@ def _few_kept(weight: Any) -> bool:
         weight.loc.numel() >= _LARGE
         and weight.merged[1] >= _ROWS
         and not is_traced()
-        and bool((weight.mask == 0).float().mean() > settings.kept_units)
+        and bool((weight.mask == 0).float().mean() > settings.take_out_above)
     )
 
 

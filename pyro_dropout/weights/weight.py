@@ -37,6 +37,7 @@ class MaskedWeight(torch.Tensor):
     :param keep: probability of keeping a unit, ``[*batch, 1]`` or ``[*batch, units]``, in (0, 1].
     :param units: which units are masked.
     :param site: name of the sample site, for error messages.
+    :param merged: sizes of the batch dimensions that its input has merged into the first; ``BayesianModule`` says so.
 
     Example::
 

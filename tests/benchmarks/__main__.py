@@ -256,7 +256,7 @@ def functions(repeats: int) -> list[Row]:
     for rate in (0.3, 0.5, 0.9):
         work = f"100 function draws, 1,000 points, width 1024, rate {rate}: kept units taken out / masked"
         predict = peers.function_predictive(x, 1024, 100, rate=rate)
-        ours, peer = (pyro.settings.context(dropout_kept_units=share)(predict) for share in (0.0, 1.0))
+        ours, peer = (pyro.settings.context(dropout_take_out_above=share)(predict) for share in (0.0, 1.0))
         rows.append(interleaved(work, ours, peer, "", max(3, repeats // 5), 1))
     return rows
 

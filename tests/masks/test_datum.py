@@ -7,6 +7,7 @@ import torch
 
 from pyro_dropout import TraceDropout_ELBO
 from pyro_dropout.masks import BernoulliMask, ConcreteMask, DatumMask
+from pyro_dropout.weights import MaskedWeight
 from tests.support.exact import Case
 from tests.support.scenarios import assert_same_mean
 
@@ -68,6 +69,20 @@ def test_entries_are_entries_of_one_joint_draw():
     assert len({tuple(row) for z in found.values() for row in z.tolist()}) == 30
     assert mask.entry((0, 0)).draw((7,)).shape == (7, 40)  # other data: another joint draw
     assert source.shapes == [(3, 2, 5, 40), (3, 2, 7, 40)]
+
+
+def test_a_part_of_the_index_is_a_part_of_the_plates():
+    """``W[0]`` of weights in plates ``[3, 1]``, the place of the data among them: one network, whose mask is kept."""
+    weight = MaskedWeight(torch.randn(2, 50), DatumMask(counted(units=50).expand((3, 1))), torch.tensor([0.5]))
+    first, again, second = weight[0], weight[0], weight[1]
+    out = torch.nn.functional.linear(torch.ones(7, 50), first)
+    assert out.shape == (7, 2)
+    assert torch.equal(torch.nn.functional.linear(torch.ones(7, 50), again), out)
+    assert not torch.equal(torch.nn.functional.linear(torch.ones(7, 50), second), out)
+    assert weight.mask.distribution.shapes == [(3, 7, 50)]  # all networks at once
+    deeper = MaskedWeight(torch.randn(2, 50), DatumMask(counted(units=50).expand((3, 2, 1))), torch.tensor([0.5]))
+    assert torch.nn.functional.linear(torch.ones(7, 50), deeper[1]).shape == (2, 7, 2)
+    assert deeper.mask.distribution.shapes == [(3, 2, 7, 50)]
 
 
 def test_rates_by_plate_stay_with_their_plate():

@@ -5,8 +5,8 @@ A subclass says what is to be tested, and pytest runs all of its tests::
     class TestMine(EstimatorBattery):
         estimator = Mine()
 
-References are enumerations of all masks, quadratures and loops with dense weights in plain torch, nothing of the
-package. Each battery's docstring says what a subclass gives; ``tests/test_battery.py`` has the package's own.
+References are enumerations of all masks, quadratures, closed forms, and networks of plain torch with dense weights.
+Each battery's docstring says what a subclass gives; ``tests/test_battery.py`` has the package's own.
 """
 
 import copy
@@ -46,6 +46,11 @@ F64 = torch.float64
 def copies(value):
     """A deep copy, and what comes back from a pickle."""
     return copy.deepcopy(value), pickle.loads(pickle.dumps(value))
+
+
+def mlp_of(model):
+    """The network in a ``BayesianModule``, with its own values."""
+    return model.net._modules["net"]
 
 
 def assert_compiled_is_eager(make, loss, x, y, steps=4):
@@ -115,6 +120,34 @@ class MaskBattery:
         one = self.make(rate=torch.tensor([0.3], dtype=F64), units=1)
         density = (one.log_prob(z[:, None]).exp() * z * (1 - z)).nan_to_num()
         torch.testing.assert_close(torch.trapezoid(density, y), torch.ones((), dtype=F64), rtol=1e-4, atol=0.0)
+
+    def test_gradients_of_the_density_and_of_the_entropy(self):
+        logits = torch.tensor([0.3, -1.2], dtype=F64, requires_grad=True)
+        mask = self.make(logits=logits, units=2)
+        keep = torch.sigmoid(logits)
+        entropy = -(keep * keep.log() + (1 - keep) * (1 - keep).log()).sum()
+        found, expected = (torch.autograd.grad(value, logits)[0] for value in (mask.entropy(), entropy))
+        torch.testing.assert_close(found, expected)
+        z = torch.tensor([0.8, 0.3], dtype=F64) if self.relaxed else torch.tensor([1.0, 0.0], dtype=F64)
+        gradient = torch.autograd.grad(mask.log_prob(z), logits)[0]
+        steps = 1e-6 * torch.eye(2, dtype=F64)
+        for k in range(2):  # central differences
+            up, down = (self.make(logits=logits.detach() + s * steps[k], units=2).log_prob(z) for s in (1, -1))
+            assert gradient[k].item() == pytest.approx(((up - down) / 2e-6).item(), rel=1e-6)
+
+    def test_gradients_go_through_relaxed_draws_alone(self):
+        logits = torch.tensor([0.3, -1.2], dtype=F64, requires_grad=True)
+        mask = self.make(logits=logits, units=2)
+        assert mask.learned != self.relaxed
+        z = mask.expand([200_000])()
+        assert z.requires_grad == self.relaxed
+        if self.relaxed:
+            found = torch.autograd.grad(z.mean(0).sum(), logits)[0]
+            steps = 1e-3 * torch.eye(2, dtype=F64)
+            up, down = (
+                torch.stack([self.mean(torch.sigmoid(logits.detach() + s * e)) for e in steps]) for s in (1, -1)
+            )
+            torch.testing.assert_close(found, ((up - down) / 2e-3).diagonal(), rtol=0.02, atol=0.0)
 
     def test_quantiles_are_those_of_draws(self):
         mask = self.make(rate=torch.tensor([0.3], dtype=F64), units=1)
@@ -325,6 +358,12 @@ class GuideBattery:
             mean = function.moments(twice)["obs"].mean
             torch.testing.assert_close(mean[:4], mean[4:])
 
+    def test_means_start_from_the_networks_own_weights(self):
+        model, guide, _, _ = self.fitted()
+        parameters = dict(guide.named_parameters())
+        for name, value in ((n, v) for n, v in dict(mlp_of(model).named_buffers()).items() if n.endswith("weight")):
+            assert torch.equal(parameters[f"locs.net.{name}_unconstrained"], value)
+
     def test_median_is_the_weight_averaged_network(self):
         _, guide, _, _ = self.fitted()
         median = guide.median()
@@ -444,7 +483,8 @@ class LossBattery:
 class LayerBattery:
     """A layer that masks its input units: ``net()`` with the layer and nothing else, ``x(n)`` with n rows of data.
 
-    ``units_dim`` is where the input has them; ``per_datum = False`` for layers that take no mask per datum; ``plain =
+    ``spread`` lays one number per unit over the weight, by default along its second dimension; ``units_dim`` is where
+    the input has them; ``per_datum = False`` for layers that take no mask per datum; ``plain =
     False`` where draws need a ``BayesianModule`` to say which dimensions are one datum.
     """
 
@@ -462,10 +502,21 @@ class LayerBattery:
         x = self.x(4)
         return BayesianModule(self.net().to(x.dtype), event_dim=x.dim() - 1), x
 
+    def spread(self, per_unit, loc):
+        """``[units]`` to what broadcasts with the weight: its second dimension, by groups of the first."""
+        groups = getattr(self.net(), "groups", 1)
+        rows = per_unit.reshape(groups, 1, -1).expand(-1, len(loc) // groups, -1).reshape(len(loc), -1)
+        return rows.reshape(*rows.shape, *(1,) * (loc.dim() - 2))
+
+    def dense(self, weight, mask=None):
+        """``loc · z / keep`` of one mask, in plain torch."""
+        mask = weight.mask if mask is None else mask
+        return weight.loc * self.spread(mask / weight.keep, weight.loc)
+
     def masked(self, module, batch=(), mask=None):
-        """A masked weight of the layer, with keep 0.6."""
+        """A masked weight of the layer, with keep 0.6; a unit for each entry of the input."""
         slot = module._slots["weight"]
-        loc, count = slot.value.clone().requires_grad_(), slot.units.count(slot.value.shape)
+        loc, count = slot.value.clone().requires_grad_(), self.x(1).shape[self.units_dim]
         keep = torch.tensor([0.6], dtype=loc.dtype)
         mask = torch.bernoulli(keep.expand(*batch, count)) if mask is None else mask(BernoulliMask(0.4, units=count))
         return MaskedWeight(loc, mask, keep, slot.units, "weight")
@@ -479,8 +530,9 @@ class LayerBattery:
         x.requires_grad_()
         weight = self.masked(module)
         out = self.run(module, weight, x)
-        dense = self.run(module, weight.dense(), x)
+        dense = self.run(module, self.dense(weight), x)
         torch.testing.assert_close(out, dense)
+        torch.testing.assert_close(weight.dense(), self.dense(weight))
         cotangent = torch.randn_like(out)
         found, expected = (torch.autograd.grad(o, (weight.loc, x), cotangent) for o in (out, dense))
         torch.testing.assert_close(found, expected)
@@ -496,7 +548,7 @@ class LayerBattery:
             assert out.shape[: len(draws) + 1] == (*draws, len(x))
             for k in product(*map(range, draws)):
                 mask = weight.mask.reshape(*draws, -1)[k]
-                torch.testing.assert_close(out[k], self.run(module, weight.replace(mask=mask).dense(), x))
+                torch.testing.assert_close(out[k], self.run(module, self.dense(weight, mask), x))
 
     def test_a_plain_layer_takes_draws_too(self):
         """Without a ``BayesianModule`` around it, and without the place of the data."""
@@ -510,8 +562,7 @@ class LayerBattery:
                 return
             out = net(x)
         for k in range(3):
-            dense = weight.replace(mask=weight.mask[k]).dense()
-            torch.testing.assert_close(out[k], self.run(module, dense, x))
+            torch.testing.assert_close(out[k], self.run(module, self.dense(weight, weight.mask[k]), x))
 
     def test_a_mask_per_datum_is_a_dense_weight_per_datum(self):
         module, x = self.module()
@@ -522,11 +573,10 @@ class LayerBattery:
             return
         out = self.run(module, weight, x)
         (drawn,) = weight.mask.draws.values()
-        assert drawn.shape == (len(x), weight.units.count(weight.event_shape))
+        assert drawn.shape == (len(x), x.shape[self.units_dim])
         assert len(drawn.unique(dim=0)) > 1
         for n in range(len(x)):
-            dense = weight.replace(mask=drawn[n]).dense()
-            torch.testing.assert_close(out[n], self.run(module, dense, x[n : n + 1])[0])
+            torch.testing.assert_close(out[n], self.run(module, self.dense(weight, drawn[n]), x[n : n + 1])[0])
 
     def test_another_number_of_units_is_named(self):
         module, x = self.module()

@@ -491,3 +491,49 @@ def test_wrong_arguments_raise():
     svi.step(x, y)
     with pytest.raises(ValueError, match=r"one replicate takes about [\d,]+ bytes, but max_memory is 100"):
         svi.step(x, y)
+
+
+def test_what_a_step_changes_stays_bound_in_steps_that_do_not():
+    """A tensor of the model's own, counted in training mode: evaluation mode sees it as it is, at every step."""
+
+    class Counts(PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.net, self.count = BayesianModule(nn.Linear(3, 1).double()), [torch.zeros((), dtype=torch.float64)]
+
+        def forward(self, x, y=None):
+            if self.training:
+                self.count[0].add_(1.0)
+            mean = self.net(x).squeeze(-1) + self.count[0]
+            with pyro.plate("data", len(x)):
+                return pyro.sample("obs", dist.Normal(mean, 1.0), obs=y)
+
+    def counting(rate):
+        model = Counts()
+        return model, AutoBernoulliDropout(model, rate=rate)
+
+    x, y = (t[:2] for t in data())
+    svi = ReplicatedSVI(counting, [{"rate": 0.0}] * 2, pyro.optim.SGD({"lr": 0.0}), seeds=[0, 1], backend="eager")
+    for mode in "ttteettee":
+        for model in svi.models:
+            model.train(mode == "t")
+        losses = svi.step(x, y)
+        for r, (model, guide) in enumerate(zip(svi.models, svi.guides, strict=True)):
+            weight, bias = (parameter.detach() for parameter in guide.parameters())
+            mean = x[r] @ weight[0] + bias + model.count[0]
+            likelihood = dist.Normal(mean, 1.0).log_prob(y[r]).sum()
+            prior = sum(dist.Normal(0.0, 1.0).log_prob(value).sum() for value in (weight, bias))
+            assert losses[r].item() == pytest.approx(-(likelihood + prior).item())
+
+
+def test_medians_are_each_replicates_own():
+    """Also of the rest, whose names are the same in all, with Pyro's global store."""
+    x, y = data()
+    svi = ReplicatedSVI(concrete, grid(), adam(), seeds=SEEDS, backend="eager")
+    for _ in range(2):
+        svi.step(x, y)
+    for guide in svi.guides:
+        named = dict(guide.named_parameters())
+        median = guide.median()
+        for site in ("net.0.bias", "net.2.bias"):
+            assert torch.equal(median[site], named[f"rest.{site}_unconstrained"])

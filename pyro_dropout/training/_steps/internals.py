@@ -1,4 +1,4 @@
-"""What compiled steps take of PyTorch that it does not promise to keep: every such touch, for the tested versions."""
+"""The compiler and its tracing, which PyTorch does not promise to keep: for the tested versions."""
 
 from __future__ import annotations
 

@@ -164,12 +164,16 @@ class SharedStep:
                 return known[path]
 
     def _kind(self, path: str, tensors: list[Tensor], changes: bool) -> Kind:
-        """
+        """How the tensors of one path come into the graph.
+
+        :param changes: whether this step changes them.
         :raises ValueError: what must differ between replicates and does not.
         """
         different = len({id(t) for t in tensors})
         if path.startswith("loss."):
             return Kind.REFRESHED if different > 1 else Kind.SHARED
+        if path in self.replicates.stacks:  # by a step that changes it
+            return Kind.BOUND
         if changes and different < len(tensors):
             raise ValueError(f"several replicates have one {path}, which every step changes: make one for each")
         if different == 1 and len(tensors) > 1:
