@@ -33,7 +33,9 @@ class RegressionData:
             self.y_shift = float(y.mean())
         self.n += len(y)
         if self.rows is not None:
-            self.rows = [*self.rows, X]  # new lists and sums: models of a path share the old ones
+            # Copies, as a caller may read the next chunk into the same memory. New lists and sums, as models of a path
+            # share the old ones.
+            self.rows = [*self.rows, X.copy() if self.n < self.p else X]
             self.responses = [*self.responses, y]
             if self.n < self.p:
                 return

@@ -46,8 +46,8 @@ class NormalInverseGamma(TorchDistribution):
 
     def __init__(self, loc: Tensor, precision: Tensor | Precision, concentration: float, noise_rate: float) -> None:
         loc = torch.as_tensor(loc)
-        self.loc = loc.to(torch.float64)
-        matrix = precision.to(torch.float64) if isinstance(precision, Tensor) else None
+        self.loc = loc.to(torch.float64, copy=True)  # theirs may change
+        matrix = precision.to(torch.float64, copy=True) if isinstance(precision, Tensor) else None
         if loc.dim() != 1 or (matrix is not None and matrix.shape != (len(loc), len(loc))):
             shape = "" if matrix is None else f" and precision of shape {tuple(matrix.shape)}"
             raise ValueError(f"loc must be [p] and precision [p, p], but found loc of shape {tuple(loc.shape)}{shape}")

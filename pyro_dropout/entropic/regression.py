@@ -259,7 +259,7 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
             noise = scipy.stats.norm(mean, np.sqrt(draws.noise_variance)[:, None])
             groups["posterior_predictive"] = {"y": noise.rvs(random_state=random)[None]}
             groups["log_likelihood"] = {"y": noise.logpdf(y)[None]}
-            groups["observed_data"] = {"y": y}
+            groups["observed_data"] = {"y": y.copy()}
         coords = {} if feature_names is None else {"feature": list(feature_names)}
         return inference_data(arviz, groups, coords, {"coef": ["feature"], "y": ["data"]})
 
