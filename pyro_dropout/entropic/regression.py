@@ -15,8 +15,7 @@ from sklearn.utils.validation import check_is_fitted, check_random_state, valida
 from torch import Tensor
 
 from pyro_dropout.entropic._data import RegressionData
-from pyro_dropout.entropic._design import Design
-from pyro_dropout.entropic._precision import DensePrecision, DiagonalPlusRows, Precision
+from pyro_dropout.entropic._fitted import Fitted, Prior, solve
 from pyro_dropout.entropic._rate import check_rate
 from pyro_dropout.entropic.distribution import NormalInverseGamma
 from pyro_dropout.interop.groups import inference_data
@@ -102,89 +101,55 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
         self.b0 = b0
         self.fit_intercept = fit_intercept
 
+    _data: RegressionData
+    _fitted: Fitted
+
     # Fitting
 
     def fit(self, X: Any, y: Any) -> EntropicLinearRegression:
         """The posterior of all data, ``X [n, p]`` (dense or sparse), ``y [n]``."""
-        self._data: Any = None
-        self._add(X, y, reset=True)
-        self._finish()
-        return self
-
-    def _share(self, fitted: Any) -> None:
-        """Another posterior of the same data."""
-        self._data, self._dtype, self.n_features_in_ = copy.copy(fitted._data), fitted._dtype, fitted.n_features_in_
-        self._finish()
+        return self._read(X, y, None)
 
     def partial_fit(self, X: Any, y: Any) -> EntropicLinearRegression:
         """Adds data; the posterior is that of all data so far. Rows are kept only while there are fewer than p."""
-        before = getattr(self, "_data", None)
-        self._data = copy.copy(before)
+        return self._read(X, y, getattr(self, "_data", None))
+
+    def _read(self, X: Any, y: Any, data: RegressionData | None) -> EntropicLinearRegression:
+        before = dict(self.__dict__)
         try:
-            self._add(X, y, reset=before is None)
-            self._finish()
-        except Exception:
-            self._data = before  # a chunk counts as a whole or not at all
+            X, y = (_array(t) for t in (X, y))
+            X, y = validate_data(
+                self, X, y, reset=data is None, accept_sparse="csr", dtype=[np.float64, np.float32], y_numeric=True
+            )
+            prior = self._prior(X.shape[1])
+            self._dtype, self._data = X.dtype, RegressionData(X) if data is None else copy.copy(data)
+            self._data.add(X, torch.from_numpy(np.array(y, dtype=np.float64)))
+            self._finish(prior)
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(before)  # data count as a whole or not at all
             raise
         return self
 
-    def _add(self, X: Any, y: Any, reset: bool) -> None:
+    def _share(self, fitted: EntropicLinearRegression) -> None:
+        """Another posterior of the same data."""
+        for name in ("_data", "_dtype", "n_features_in_", "feature_names_in_"):
+            if hasattr(fitted, name):
+                setattr(self, name, getattr(fitted, name))
+        self._finish(self._prior(self._data.p))
+
+    def _prior(self, p: int) -> Prior:
         for name in ("shrinkage", "a0", "b0"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be a finite number of at least 0, but found {value}")
-        X, y = (t.detach().cpu().numpy() if isinstance(t, Tensor) else t for t in (X, y))
-        X, y = validate_data(
-            self, X, y, reset=reset, accept_sparse="csr", dtype=[np.float64, np.float32], y_numeric=True
-        )
-        check_rate(self.rate, X.shape[1])
-        self._dtype = X.dtype
-        if self._data is None:
-            self._data = RegressionData(X)
-        self._data.add(X, torch.from_numpy(np.array(y, dtype=np.float64)))
+        return Prior(1 - check_rate(self.rate, p), self.shrinkage, self.a0, self.b0, bool(self.fit_intercept))
 
-    def _finish(self) -> None:
-        data = self._data
-        rate = check_rate(self.rate, data.p)
-        keep = 1 - rate
-        n, intercept = data.n, bool(self.fit_intercept)
-        x_mean, y_mean = data.means() if intercept else (torch.zeros(data.p, dtype=torch.float64), 0.0)
-        a = self.a0 + 0.5 * (n - intercept)
-        if a <= 0:
-            raise ValueError(
-                "1 sample with an intercept and Jeffreys' prior leaves no posterior of the noise: give a0 and b0 > 0"
-            )
-        precision: Precision
-        if data.rows is None:
-            gram, cross, total = data.products(x_mean, y_mean)
-            matrix = torch.outer(keep, keep) * gram
-            matrix.diagonal().add_(self.shrinkage + keep * rate * gram.diagonal())
-            precision = DensePrecision(matrix)
-            mu = precision.solve(keep * cross)
-            sum_of_squares = total - float((keep * cross) @ mu)
-        else:
-            design, y = data.design(x_mean if intercept else None), data.y - y_mean
-            diagonal = self.shrinkage + keep * rate * design.squares()
-            if not bool((diagonal > 0).all()):
-                unseen = torch.nonzero(diagonal <= 0).flatten()[:5].tolist()
-                raise ValueError(
-                    f"there are {n} rows for {data.p} columns, and columns {unseen} are neither shrunk nor dropped: "
-                    "the posterior is improper; give shrinkage > 0, or leave out constant columns"
-                )
-            precision = DiagonalPlusRows(diagonal, design, keep)
-            dual = precision.solve_rows(y)
-            mu = keep / diagonal * design.rmatvec(dual)
-            total, sum_of_squares = float(y @ y), float(y @ dual)
-        b = self.b0 + 0.5 * sum_of_squares
-        if not b > 1e-14 * max(total, 1e-300):
-            raise ValueError(
-                "the targets are fitted without error, so Jeffreys' prior puts the noise variance at 0: give b0 > 0"
-            )
-        self._x_mean, self._y_mean, self._keep = x_mean, float(y_mean), keep
-        self._mu, self._precision = mu, precision
-        self.concentration_, self.noise_rate_ = a, b
-        self.coef_ = (keep * mu).numpy().astype(self._dtype)
-        self.intercept_ = float(y_mean - x_mean @ (keep * mu))
+    def _finish(self, prior: Prior) -> None:
+        self._fitted = fit = solve(self._data, prior)
+        self.concentration_, self.noise_rate_ = fit.a, fit.b
+        self.coef_ = fit.coef.numpy().astype(self._dtype)
+        self.intercept_ = float(fit.y_mean - fit.x_mean @ fit.coef)
 
     # The posterior
 
@@ -192,7 +157,8 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
     def posterior_(self) -> NormalInverseGamma:
         """Of w and σ², a Pyro distribution (of p + 1 entries)."""
         check_is_fitted(self)
-        return NormalInverseGamma(self._mu, self._precision, self.concentration_, self.noise_rate_)
+        fit = self._fitted
+        return NormalInverseGamma(fit.mu, fit.precision, fit.a, fit.b)
 
     def log_normalizer(self) -> float:
         r"""``log Z`` of ENT eq. 10, by which rate and shrinkage can be chosen:
@@ -206,35 +172,21 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
         :raises ValueError: ``shrinkage = 0``, where the coefficients' prior has no density.
         """
         check_is_fitted(self)
-        if self.shrinkage == 0:
-            raise ValueError("with shrinkage = 0 the prior of the coefficients is flat, and log Z has no meaning")
-        data, a, b = self._data, self.concentration_, self.noise_rate_
-        intercept = bool(self.fit_intercept)
-        log_z = -0.5 * (data.n - intercept) * math.log(2 * math.pi) - 0.5 * intercept * math.log(data.n)
-        log_z += 0.5 * (data.p * math.log(self.shrinkage) - float(self._precision.logdet))
-        if self.a0 > 0 and self.b0 > 0:
-            log_z += self.a0 * math.log(self.b0) - math.lgamma(self.a0)
-        return log_z + math.lgamma(a) - a * math.log(b)
+        return self._fitted.log_normalizer()
 
     def sample(self, n_draws: int = 1, random_state: Any = None) -> PosteriorDraws:
         """Exact joint draws of coefficients, intercept and noise variance."""
         check_is_fitted(self)
         generator = torch.Generator().manual_seed(int(check_random_state(random_state).randint(2**31 - 1)))
-        a = torch.full((n_draws,), self.concentration_, dtype=torch.float64)
-        variance = self.noise_rate_ / torch._standard_gamma(a, generator=generator)
-        deviation = variance.sqrt()
-        coef = self._keep * (self._mu + deviation.unsqueeze(1) * self._precision.draw(n_draws, generator))
-        intercept = torch.zeros(n_draws, dtype=torch.float64)
-        if self.fit_intercept:
-            noise = torch.randn(n_draws, dtype=torch.float64, generator=generator)
-            intercept = self._y_mean - coef @ self._x_mean + deviation * noise / math.sqrt(self._data.n)
-        return PosteriorDraws(coef.numpy(), intercept.numpy(), variance.numpy())
+        return PosteriorDraws(*(t.numpy() for t in self._fitted.draw(n_draws, generator)))
 
     def credible_interval(self, mass: float = 0.95, index: Any = None) -> np.ndarray:
         """Central intervals of coefficients, ``[p, 2]``, or of those in ``index``."""
         _check_mass(mass)
-        keep = self._keep.numpy() if index is None else self._keep.numpy()[np.atleast_1d(index)]
-        return keep[:, None] * _interval(self.posterior_.marginal(index), mass)
+        posterior = self.posterior_
+        keep = self._fitted.prior.keep.numpy()
+        keep = keep if index is None else keep[np.atleast_1d(index)]
+        return keep[:, None] * _interval(posterior.marginal(index), mass)
 
     def to_arviz(
         self, X: Any = None, y: Any = None, *, n_draws: int = 1000, random_state: Any = None, feature_names: Any = None
@@ -253,8 +205,9 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
         draws = self.sample(n_draws, random)
         groups: dict[str, dict[str, Any]] = {"posterior": {k: v[None] for k, v in draws._asdict().items()}}
         if X is not None and y is not None:
-            X, y = (t.detach().cpu().numpy() if isinstance(t, Tensor) else t for t in (X, y))
-            X, y = validate_data(self, X, y, reset=False, accept_sparse="csr", dtype=np.float64, y_numeric=True)
+            X, y = validate_data(
+                self, _array(X), _array(y), reset=False, accept_sparse="csr", dtype=np.float64, y_numeric=True
+            )
             mean = draws.intercept[:, None] + (X @ draws.coef.T).T
             noise = scipy.stats.norm(mean, np.sqrt(draws.noise_variance)[:, None])
             groups["posterior_predictive"] = {"y": noise.rvs(random_state=random)[None]}
@@ -272,49 +225,42 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
         :param return_std: infinite with one degree of freedom or two.
         :param dropout: whether the covariates of new data drop out as in training, which adds to the deviations.
         """
-        check_is_fitted(self)
-        X = validate_data(
-            self,
-            X.detach().cpu().numpy() if isinstance(X, Tensor) else X,
-            reset=False,
-            accept_sparse="csr",
-            dtype=[np.float64, np.float32],
-        )
-        design = Design(X, self._x_mean if self.fit_intercept else None)
-        keep = self._keep
-        mean = self._y_mean + design.matvec(keep * self._mu)
+        X, fit = self._covariates(X), self._fitted
+        design = fit.design(X)
+        mean = (fit.y_mean + design.matvec(fit.coef)).numpy().astype(X.dtype)
         if not return_std:
-            return mean.numpy().astype(X.dtype)
-        a, b = self.concentration_, self.noise_rate_
-        if a <= 1:
-            return mean.numpy().astype(X.dtype), np.full(len(mean), np.inf, dtype=X.dtype)
-        variance = b / (a - 1) * self._spread(design)
-        if dropout and bool((keep < 1).any()):
-            squares = self._mu**2 + b / (a - 1) * self._precision.inverse_diagonal()
-            variance = variance + design.weighted_squares(keep * (1 - keep) * squares)
-        return mean.numpy().astype(X.dtype), variance.sqrt().numpy().astype(X.dtype)
+            return mean
+        if fit.a <= 1:
+            return mean, np.full(len(mean), np.inf, dtype=X.dtype)
+        variance = fit.b / (fit.a - 1) * fit.spread(design)
+        if dropout:
+            variance = variance + fit.dropped(design)
+        return mean, variance.sqrt().numpy().astype(X.dtype)
 
     def predictive(self, X: Any) -> dist.StudentT:
         """The predictive distribution of each row without dropout, noise included."""
-        mean = torch.from_numpy(np.asarray(self.predict(X), dtype=np.float64))
-        design = Design(X, self._x_mean if self.fit_intercept else None)
-        scale = (self.noise_rate_ / self.concentration_ * self._spread(design)).sqrt()
-        return dist.StudentT(torch.tensor(2 * self.concentration_, dtype=torch.float64), mean, scale)
+        X, fit = self._covariates(X), self._fitted
+        design = fit.design(X)
+        scale = (fit.b / fit.a * fit.spread(design)).sqrt()
+        return dist.StudentT(torch.tensor(2 * fit.a, dtype=torch.float64), fit.y_mean + design.matvec(fit.coef), scale)
 
     def predictive_interval(self, X: Any, mass: float = 0.95) -> np.ndarray:
         """Central predictive intervals, ``[n, 2]``."""
         _check_mass(mass)
         return _interval(self.predictive(X), mass)
 
-    def _spread(self, design: Design) -> Tensor:
-        """Predictive variance in units of the noise's."""
-        scaled = design if bool((self._keep == 1).all()) else design.scaled(self._keep)
-        return 1 + bool(self.fit_intercept) / self._data.n + self._precision.inverse_quadratic(scaled)
+    def _covariates(self, X: Any) -> Any:
+        check_is_fitted(self)
+        return validate_data(self, _array(X), reset=False, accept_sparse="csr", dtype=[np.float64, np.float32])
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
+
+
+def _array(value: Any) -> Any:
+    return value.detach().cpu().numpy() if isinstance(value, Tensor) else value
 
 
 def _check_mass(mass: float) -> None:

@@ -1,0 +1,133 @@
+"""What a fit leaves: the posterior, and the parameters that it was made with."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyro_dropout.entropic._data import RegressionData
+from pyro_dropout.entropic._design import Design
+from pyro_dropout.entropic._precision import DensePrecision, DiagonalPlusRows, Precision
+
+
+@dataclass(frozen=True)
+class Prior:
+    """The parameters of a fit.
+
+    :param keep: 1 - f of each covariate, ``[p]``.
+    """
+
+    keep: Tensor
+    shrinkage: float
+    a0: float
+    b0: float
+    intercept: bool
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The posterior of data under a prior; an estimator's parameters may have changed since.
+
+    :param n: how many rows there were.
+    :param x_mean: what is taken off the covariates, ``[p]``; zeros without intercept.
+    :param y_mean: what is taken off the responses.
+    :param mu: μ, ``[p]``.
+    :param a: concentration of σ².
+    :param b: rate of σ².
+    """
+
+    prior: Prior
+    n: int
+    x_mean: Tensor
+    y_mean: float
+    mu: Tensor
+    precision: Precision
+    a: float
+    b: float
+
+    @property
+    def coef(self) -> Tensor:
+        return self.prior.keep * self.mu
+
+    def design(self, X: object) -> Design:
+        return Design(X, self.x_mean if self.prior.intercept else None)
+
+    def spread(self, design: Design) -> Tensor:
+        """Variance of a prediction without dropout, in units of the noise's, ``[n]``."""
+        keep = self.prior.keep
+        scaled = design if bool((keep == 1).all()) else design.scaled(keep)
+        return 1 + self.prior.intercept / self.n + self.precision.inverse_quadratic(scaled)
+
+    def dropped(self, design: Design) -> Tensor:
+        """Variance that the masks of new data add, ``[n]``."""
+        keep = self.prior.keep
+        if not bool((keep < 1).any()):
+            return torch.zeros(design.n, dtype=torch.float64)
+        squares = self.mu**2 + self.b / (self.a - 1) * self.precision.inverse_diagonal()
+        return design.weighted_squares(keep * (1 - keep) * squares)
+
+    def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Coefficients of the fitted mean ``[n, p]``, intercepts and noise variances ``[n]``."""
+        a = torch.full((n,), self.a, dtype=torch.float64)
+        variance = self.b / torch._standard_gamma(a, generator=generator)
+        deviation = variance.sqrt()
+        coef = self.prior.keep * (self.mu + deviation.unsqueeze(1) * self.precision.draw(n, generator))
+        intercept = torch.zeros(n, dtype=torch.float64)
+        if self.prior.intercept:
+            noise = torch.randn(n, dtype=torch.float64, generator=generator)
+            intercept = self.y_mean - coef @ self.x_mean + deviation * noise / math.sqrt(self.n)
+        return coef, intercept, variance
+
+    def log_normalizer(self) -> float:
+        prior, a, b = self.prior, self.a, self.b
+        if prior.shrinkage == 0:
+            raise ValueError("with shrinkage = 0 the prior of the coefficients is flat, and log Z has no meaning")
+        log_z = -0.5 * (self.n - prior.intercept) * math.log(2 * math.pi) - 0.5 * prior.intercept * math.log(self.n)
+        log_z += 0.5 * (len(self.mu) * math.log(prior.shrinkage) - float(self.precision.logdet))
+        if prior.a0 > 0 and prior.b0 > 0:
+            log_z += prior.a0 * math.log(prior.b0) - math.lgamma(prior.a0)
+        return log_z + math.lgamma(a) - a * math.log(b)
+
+
+def solve(data: RegressionData, prior: Prior) -> Fitted:
+    """ENT eq. 14.
+
+    :raises ValueError: data and prior leave a coefficient or the noise undetermined.
+    """
+    keep, rate, n = prior.keep, 1 - prior.keep, data.n
+    x_mean, y_mean = data.means() if prior.intercept else (torch.zeros(data.p, dtype=torch.float64), 0.0)
+    a = prior.a0 + 0.5 * (n - prior.intercept)
+    if a <= 0:
+        raise ValueError(
+            "1 sample with an intercept and Jeffreys' prior leaves no posterior of the noise: give a0 and b0 > 0"
+        )
+    precision: Precision
+    if data.rows is None:
+        gram, cross, total = data.products(x_mean, y_mean)
+        matrix = torch.outer(keep, keep) * gram
+        matrix.diagonal().add_(prior.shrinkage + keep * rate * gram.diagonal())
+        precision = DensePrecision(matrix)
+        mu = precision.solve(keep * cross)
+        sum_of_squares = total - float((keep * cross) @ mu)
+    else:
+        design, y = data.design(x_mean if prior.intercept else None), data.y - y_mean
+        diagonal = prior.shrinkage + keep * rate * design.squares()
+        if not bool((diagonal > 0).all()):
+            unseen = torch.nonzero(diagonal <= 0).flatten()[:5].tolist()
+            raise ValueError(
+                f"there are {n} rows for {data.p} columns, and columns {unseen} are neither shrunk nor dropped: "
+                "the posterior is improper; give shrinkage > 0, or leave out constant columns"
+            )
+        precision = DiagonalPlusRows(diagonal, design, keep)
+        dual = precision.solve_rows(y)
+        mu = keep / diagonal * design.rmatvec(dual)
+        total, sum_of_squares = float(y @ y), float(y @ dual)
+    b = prior.b0 + 0.5 * sum_of_squares
+    if not b > 1e-14 * max(total, 1e-300):
+        raise ValueError(
+            "the targets are fitted without error, so Jeffreys' prior puts the noise variance at 0: give b0 > 0"
+        )
+    return Fitted(prior, n, x_mean, float(y_mean), mu, precision, a, b)
