@@ -11,6 +11,8 @@ from torch import Tensor
 
 from pyro_dropout.entropic._design import Design
 
+EPS = float(np.finfo(np.float64).eps)
+
 
 class RegressionData:
     """Rows while there are fewer than columns, then sums of products alone.
@@ -24,7 +26,8 @@ class RegressionData:
         self.responses: list[Tensor] = []
         # Sums are of differences to the first rows' mean, or large means would drown the variances.
         self.shift = torch.zeros(self.p, dtype=torch.float64)
-        if not scipy.sparse.issparse(X):
+        self.sparse = scipy.sparse.issparse(X)
+        if not self.sparse:
             self.shift = torch.from_numpy(X.mean(0, dtype=np.float64))
         self.y_shift = 0.0
 
@@ -79,3 +82,16 @@ class RegressionData:
         gram = self._gram - cross - cross.T + self.n * torch.outer(delta, delta)
         with_y = self._cross - delta * self._y_sum - y_delta * self._sum + self.n * y_delta * delta
         return gram, with_y, self._y_square - 2 * y_delta * self._y_sum + self.n * y_delta**2
+
+    def rounding(self) -> tuple[Tensor, float]:
+        """How far centered ``diag(XᵀX)`` and ``yᵀy`` may be off: sums around a shift lose what the shift takes off."""
+        if self.rows is None:
+            squares, y_square = self._gram.diagonal(), self._y_square
+        else:
+            squares, y_square = self.design(self.shift).squares(), float((self.y - self.y_shift).square().sum())
+        n = self.n
+        means = 64 * n * EPS**2  # of entries that are off by their mean's rounding
+        # Sparse products add term by term, dense ones in blocks.
+        sums = 0.0 if self.rows is not None else 4 * (n if self.sparse else n**0.5) * EPS
+        columns = means * (squares + n * self.shift**2) + sums * squares
+        return columns, means * (y_square + n * self.y_shift**2) + sums * y_square

@@ -48,11 +48,14 @@ class Design:
         """``diag(XᵀX)``, ``[p]``."""
         if self.sparse is None:
             return torch.linalg.vecdot(self.dense, self.dense, dim=0)
-        raw = torch.from_numpy(np.asarray(self.sparse.multiply(self.sparse).sum(0)).ravel())
+        values, columns = self.sparse.data, self.sparse.indices
+        if self.center is not None:
+            values = values - self.center.numpy()[columns]
+        there = torch.from_numpy(np.bincount(columns, values**2, minlength=self.p))
         if self.center is None:
-            return raw
-        sums = torch.from_numpy(np.asarray(self.sparse.sum(0)).ravel())
-        return (raw - 2 * self.center * sums + self.n * self.center**2).clamp_min(0.0)
+            return there
+        # No difference of large sums: of a constant column there remains its mean's rounding.
+        return there + self.center**2 * torch.from_numpy(self.n - np.bincount(columns, minlength=self.p))
 
     def gram(self) -> Tensor:
         """``XᵀX``, ``[p, p]``."""

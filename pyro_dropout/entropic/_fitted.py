@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_dropout.entropic._data import RegressionData
 from pyro_dropout.entropic._design import Design
-from pyro_dropout.entropic._precision import DensePrecision, DiagonalPlusRows, Precision
+from pyro_dropout.entropic._precision import DensePrecision, DiagonalPlusRows, Precision, first
 
 
 @dataclass(frozen=True)
@@ -104,30 +104,31 @@ def solve(data: RegressionData, prior: Prior) -> Fitted:
         raise ValueError(
             "1 sample with an intercept and Jeffreys' prior leaves no posterior of the noise: give a0 and b0 > 0"
         )
+    columns_error, y_error = data.rounding() if prior.intercept else (torch.zeros(data.p, dtype=torch.float64), 0.0)
     precision: Precision
     if data.rows is None:
         gram, cross, total = data.products(x_mean, y_mean)
         matrix = torch.outer(keep, keep) * gram
         matrix.diagonal().add_(prior.shrinkage + keep * rate * gram.diagonal())
-        precision = DensePrecision(matrix)
+        precision = DensePrecision(matrix, keep * columns_error)
         mu = precision.solve(keep * cross)
         sum_of_squares = total - float((keep * cross) @ mu)
     else:
         design, y = data.design(x_mean if prior.intercept else None), data.y - y_mean
         diagonal = prior.shrinkage + keep * rate * design.squares()
-        if not bool((diagonal > 0).all()):
-            unseen = torch.nonzero(diagonal <= 0).flatten()[:5].tolist()
+        unseen = diagonal <= keep * rate * columns_error
+        if bool(unseen.any()):
             raise ValueError(
-                f"there are {n} rows for {data.p} columns, and columns {unseen} are neither shrunk nor dropped: "
+                f"there are {n} rows for {data.p} columns, and columns {first(unseen)} are neither shrunk nor dropped: "
                 "the posterior is improper; give shrinkage > 0, or leave out constant columns"
             )
         precision = DiagonalPlusRows(diagonal, design, keep)
         dual = precision.solve_rows(y)
         mu = keep / diagonal * design.rmatvec(dual)
         total, sum_of_squares = float(y @ y), float(y @ dual)
-    b = prior.b0 + 0.5 * sum_of_squares
-    if not b > 1e-14 * max(total, 1e-300):
+    if prior.b0 == 0 and not sum_of_squares > y_error + 1e-14 * total:
         raise ValueError(
             "the targets are fitted without error, so Jeffreys' prior puts the noise variance at 0: give b0 > 0"
         )
+    b = prior.b0 + 0.5 * max(sum_of_squares, 0.0)
     return Fitted(prior, n, x_mean, float(y_mean), mu, precision, a, b)

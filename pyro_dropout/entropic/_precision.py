@@ -2,7 +2,7 @@ r"""Λ = diagonal + Gram matrix, by Cholesky of p × p or, where there are fewer
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -34,12 +34,13 @@ class DensePrecision:
     """Λ itself, by its Cholesky factor.
 
     :param matrix: Λ, ``[p, p]``.
-    :raises ValueError: Λ is not positive definite.
+    :param error: how far off its diagonal may be, by what it was computed from, ``[p]``.
+    :raises ValueError: Λ is not positive definite, or only by rounding.
     """
 
-    def __init__(self, matrix: Tensor) -> None:
+    def __init__(self, matrix: Tensor, error: Any = 0.0) -> None:
         self.matrix, self.p = matrix, len(matrix)
-        self.factor = _cholesky(matrix)
+        self.factor = _cholesky(matrix, error)
         self.logdet = 2 * self.factor.diagonal().log().sum()
 
     def solve(self, v: Tensor) -> Tensor:
@@ -84,7 +85,7 @@ class DiagonalPlusRows:
         self.diagonal, self.rows, self.scale, self.p = diagonal, rows, scale, rows.p
         m = rows.outer(scale**2 / diagonal)
         m.diagonal().add_(1.0)
-        self.factor = _cholesky(m)
+        self.factor = torch.linalg.cholesky(m)  # m is at least the identity
         self.logdet = diagonal.log().sum() + 2 * self.factor.diagonal().log().sum()
 
     def solve_rows(self, u: Tensor) -> Tensor:
@@ -119,11 +120,23 @@ class DiagonalPlusRows:
         return (prior - (self.scale / self.diagonal).unsqueeze(1) * self.rows.rmatvec(inner)).T
 
 
-def _cholesky(matrix: Tensor) -> Tensor:
+def _cholesky(matrix: Tensor, error: Any = 0.0) -> Tensor:
+    """The factor, whose squared diagonal is what each column has that those before it do not explain."""
     factor, info = torch.linalg.cholesky_ex(matrix)
-    if int(info) != 0 or not bool(torch.isfinite(factor.diagonal()).all()):
+    floor = 4 * len(matrix) * torch.finfo(matrix.dtype).eps * matrix.diagonal() + error
+    unclear = ~(factor.diagonal().square() > floor)
+    if int(info) != 0:
+        unclear[int(info) - 1] = True
+        unclear[int(info) :] = False  # of those no factor was computed
+    if bool(unclear.any()):
         raise ValueError(
-            "the posterior precision is not positive definite: some combination of covariates is neither seen in the "
-            "data nor shrunk; give a larger shrinkage (λ0), or leave out constant, duplicated or collinear columns"
+            f"the posterior precision is not positive definite, or only by rounding: columns {first(unclear)} are "
+            "neither seen in the data apart from others nor shrunk; give a larger shrinkage (λ0), or leave out "
+            "constant, duplicated or collinear columns"
         )
     return factor
+
+
+def first(which: Tensor) -> list[int]:
+    """The first five that are True."""
+    return torch.nonzero(which).flatten()[:5].tolist()
