@@ -95,3 +95,8 @@ class RegressionData:
         sums = 0.0 if self.rows is not None else 4 * (n if self.sparse else n**0.5) * EPS
         columns = means * (squares + n * self.shift**2) + sums * squares
         return columns, means * (y_square + n * self.y_shift**2) + sums * y_square
+
+
+def as_array(value: Any) -> Any:
+    """A tensor as an array, anything else as it is."""
+    return value.detach().cpu().numpy() if isinstance(value, Tensor) else value

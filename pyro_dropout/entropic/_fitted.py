@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -54,6 +55,13 @@ class Fitted:
 
     def design(self, X: object) -> Design:
         return Design(X, self.x_mean if self.prior.intercept else None)
+
+    def predictive(self, X: object) -> dist.StudentT:
+        """Of each row, without dropout."""
+        design = self.design(X)
+        scale = (self.b / self.a * self.spread(design)).sqrt()
+        df = torch.tensor(2 * self.a, dtype=torch.float64)
+        return dist.StudentT(df, self.y_mean + design.matvec(self.coef), scale)
 
     def spread(self, design: Design) -> Tensor:
         """Variance of a prediction without dropout, in units of the noise's, ``[n]``."""
