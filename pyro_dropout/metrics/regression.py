@@ -14,7 +14,7 @@ def interval_coverage(draws: Any, target: Any, probability: float) -> float:
     """Share of targets inside the central predictive interval of the given probability.
 
     :param draws: posterior predictive draws (noise included), ``[draws, ...]`` or labelled.
-    :param target: observed values, ``[...]``.
+    :param target: observed values, ``[...]``; labelled ones are matched by their labels.
     :param probability: of the interval, in (0, 1).
     :raises ValueError: shapes that do not match, or a probability outside (0, 1).
 
@@ -36,7 +36,7 @@ def interval_score(draws: Any, target: Any, probability: float) -> Any:
     (Gneiting & Raftery 2007, eq. 43.)
 
     :param draws: posterior predictive draws (noise included), ``[draws, ...]`` or labelled, in units of y.
-    :param target: observed values, ``[...]``.
+    :param target: observed values, ``[...]``; labelled ones are matched by their labels.
     :param probability: of the interval, in (0, 1).
     :returns: ``[...]``, in units of y.
     :raises ValueError: shapes that do not match, or a probability outside (0, 1).
@@ -63,7 +63,7 @@ def crps(draws: Any, target: Any, *, fair: bool = False) -> Any:
     average than that of the distribution they are from; ``fair`` removes this (Ferro 2014: pairs of different draws).
 
     :param draws: posterior predictive draws (noise included), ``[draws, ...]`` or labelled, in units of y.
-    :param target: observed values, ``[...]``.
+    :param target: observed values, ``[...]``; labelled ones are matched by their labels.
     :param fair: estimate the score of the distribution, without bias, instead of that of its draws.
     :returns: ``[...]``, in units of y.
     :raises ValueError: shapes that do not match; a fair score of one draw.
@@ -89,7 +89,7 @@ def quantile_coverage(draws: Any, target: Any, probabilities: Any) -> Tensor:
     .. math:: \hat f(p) = \frac{1}{N} \sum_n 1[y_n \le Q_n(p)]
 
     :param draws: posterior predictive draws (noise included), ``[draws, ...]`` or labelled.
-    :param target: observed values, ``[...]``.
+    :param target: observed values, ``[...]``; labelled ones are matched by their labels.
     :param probabilities: of the quantiles, ``[k]`` in (0, 1).
     :returns: ``[k]``.
     :raises ValueError: shapes that do not match, or a probability outside (0, 1).
@@ -116,7 +116,7 @@ def calibration_error(draws: Any, target: Any, probabilities: Any = None) -> flo
     ``(6 N)^-0.5``. For class probabilities, as in the paper's plot, take ``torchmetrics.CalibrationError(norm="l2")``.
 
     :param draws: posterior predictive draws (noise included), ``[draws, ...]`` or labelled.
-    :param target: observed values, ``[...]``.
+    :param target: observed values, ``[...]``; labelled ones are matched by their labels.
     :param probabilities: of the quantiles; 0.05, 0.10, ..., 0.95 by default.
     :returns: in [0, 1].
     :raises ValueError: shapes that do not match, or a probability outside (0, 1).
@@ -156,7 +156,7 @@ def _check_probabilities(p: Tensor) -> None:
 def _checked(draws: Any, target: Any) -> tuple[Tensor, Tensor, Any]:
     x, label = from_draws(draws, "draws")
     x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
-    y = as_tensor(target, like=draws).to(x)
+    y = as_tensor(target, "target", like=draws).to(x)
     if x.shape[1:] != y.shape:
         raise ValueError(f"draws of shape {tuple(x.shape)} do not match targets of shape {tuple(y.shape)}")
     if not y.numel():
