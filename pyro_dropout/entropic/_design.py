@@ -83,14 +83,15 @@ class Design:
         return out
 
     def weighted_squares(self, weights: Tensor) -> Tensor:
-        """``Σ_j weights_j x_j²`` of each row, ``[n]``."""
+        """``Σ_j weights_j x_j²`` of each row, ``[n]`` for weights ``[p]`` and ``[n, k]`` for ``[p, k]``."""
         if self.sparse is None:
             return self.dense.square() @ weights
         raw = torch.from_numpy(self.sparse.multiply(self.sparse) @ weights.numpy())
         if self.center is None:
             return raw
-        cross = torch.from_numpy(self.sparse @ (weights * self.center).numpy())
-        return raw - 2 * cross + (weights * self.center**2).sum()
+        centered = (weights.movedim(0, -1) * self.center).movedim(-1, 0)
+        cross = torch.from_numpy(self.sparse @ centered.numpy())
+        return raw - 2 * cross + self.center @ centered
 
     def scaled(self, factors: Tensor) -> Design:
         """``X diag(factors)``."""

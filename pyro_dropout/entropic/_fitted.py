@@ -65,17 +65,23 @@ class Fitted:
 
     def spread(self, design: Design) -> Tensor:
         """Variance of a prediction without dropout, in units of the noise's, ``[n]``."""
-        keep = self.prior.keep
-        scaled = design if bool((keep == 1).all()) else design.scaled(keep)
+        scaled = design.scaled(self.prior.keep) if self.drops else design
         return 1 + self.prior.intercept / self.n + self.precision.inverse_quadratic(scaled)
+
+    @property
+    def drops(self) -> bool:
+        return bool((self.prior.keep < 1).any())
+
+    def mask_variance(self, design: Design, squares: Tensor) -> Tensor:
+        """``f(1-f) Σ_j x_j² w_j²`` of each row, ``[n]`` for squares ``[p]`` and ``[n, k]`` for ``[p, k]``."""
+        spread = self.prior.keep * (1 - self.prior.keep)
+        return design.weighted_squares((squares.movedim(0, -1) * spread).movedim(-1, 0))
 
     def dropped(self, design: Design) -> Tensor:
         """Variance that the masks of new data add, ``[n]``."""
-        keep = self.prior.keep
-        if not bool((keep < 1).any()):
+        if not self.drops:
             return torch.zeros(design.n, dtype=torch.float64)
-        squares = self.mu**2 + self.b / (self.a - 1) * self.precision.inverse_diagonal()
-        return design.weighted_squares(keep * (1 - keep) * squares)
+        return self.mask_variance(design, self.mu**2 + self.b / (self.a - 1) * self.precision.inverse_diagonal())
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Coefficients of the fitted mean ``[n, p]``, intercepts and noise variances ``[n]``."""

@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted, check_random_state, valida
 
 from pyro_dropout.entropic._data import RegressionData, as_array
 from pyro_dropout.entropic._fitted import Fitted, Prior, solve
+from pyro_dropout.entropic._groups import data_groups
 from pyro_dropout.entropic._rate import check_rate
 from pyro_dropout.entropic.distribution import NormalInverseGamma
 from pyro_dropout.interop.groups import inference_data
@@ -193,7 +194,13 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
     def to_arviz(
         self, X: Any = None, y: Any = None, *, n_draws: int = 1000, random_state: Any = None, feature_names: Any = None
     ) -> Any:
-        """Exact independent draws as ArviZ groups, in one chain.
+        r"""Exact independent draws as ArviZ groups, in one chain.
+
+        With a rate above 0 ``log_likelihood`` has two variables: ``y``, the log-density of a prediction (without
+        dropout), and ``y_constrained``, what the posterior conditioned on,
+        :math:`\mathbb{E}_{\tilde w \mid w} \log \mathrm{Normal}(y_i; x_i^\top \tilde w, \sigma^2)`. Leave-one-out takes
+        the *weights* ``az.psislw(-y_constrained)`` and the *density* ``y``; ``az.loo`` takes one for both, which is
+        neither, so it refuses without a name. Exact is ``cv=LeaveOneOut()`` of :func:`regression_path`.
 
         :param X: with ``y``, data for ``posterior_predictive`` (without dropout), ``log_likelihood`` and
             ``observed_data``.
@@ -210,13 +217,9 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
             X, y = validate_data(
                 self, as_array(X), as_array(y), reset=False, accept_sparse="csr", dtype=np.float64, y_numeric=True
             )
-            mean = draws.intercept[:, None] + (X @ draws.coef.T).T
-            noise = scipy.stats.norm(mean, np.sqrt(draws.noise_variance)[:, None])
-            groups["posterior_predictive"] = {"y": noise.rvs(random_state=random)[None]}
-            groups["log_likelihood"] = {"y": noise.logpdf(y)[None]}
-            groups["observed_data"] = {"y": y.copy()}
+            groups |= data_groups(self._fitted, draws, X, y, random)
         coords = {} if feature_names is None else {"feature": list(feature_names)}
-        return inference_data(arviz, groups, coords, {"coef": ["feature"], "y": ["data"]})
+        return inference_data(arviz, groups, coords, {"coef": ["feature"], "y": ["data"], "y_constrained": ["data"]})
 
     # Prediction
 
