@@ -9,6 +9,8 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
+import pyro_dropout._settings as settings
+
 
 class Design:
     """``X - 1 centerᵀ``, ``[n, p]`` in float64; a sparse X stays sparse, its center is taken off in every product.
@@ -74,7 +76,7 @@ class Design:
             if self.sparse is None:
                 return other.matvec((self.dense * weights).T).T
             return self.matvec((other.dense * weights).T)
-        scaled = self.sparse.multiply(weights.numpy()[None, :]).tocsr()
+        scaled = _scaled(self.sparse, weights)
         out = _sparse_outer(scaled, other.sparse)
         if other.center is not None:
             out = out - (torch.from_numpy(scaled @ other.center.numpy()))[:, None]
@@ -98,7 +100,7 @@ class Design:
         if self.sparse is None:
             return Design(self.dense * factors)
         center = None if self.center is None else self.center * factors
-        return Design(self.sparse.multiply(factors.numpy()[None, :]), center)
+        return Design(_scaled(self.sparse, factors), center)
 
     def to_dense(self) -> Tensor:
         if self.sparse is None:
@@ -109,14 +111,43 @@ class Design:
     def column_forms(self, matrix: Tensor, index: Tensor) -> Tensor:
         """``x_jᵀ A x_j`` for some columns, with A symmetric ``[n, n]``."""
         if self.sparse is None:
-            columns = self.dense[:, index]
-            return torch.linalg.vecdot(columns, matrix @ columns, dim=0)
-        rows = self.sparse.T.tocsr()[index.numpy()]
-        forms = torch.from_numpy(np.asarray(rows.multiply(rows @ matrix.numpy()).sum(1)).ravel())
+            return torch.cat([_forms(matrix, self.dense[:, part]) for part in self._parts(index)])
+        columns = self.sparse.tocsc()[:, index.numpy()]
+        forms = _sparse_forms(matrix, columns)
         if self.center is None:
             return forms
         center, sums = self.center[index], matrix.sum(0)
-        return forms - 2 * center * torch.from_numpy(rows @ sums.numpy()) + center**2 * sums.sum()
+        return forms - 2 * center * torch.from_numpy(columns.T @ sums.numpy()) + center**2 * sums.sum()
+
+    def _parts(self, index: Tensor) -> Any:
+        return index.split(max(1, settings.row_block // self.n))
+
+
+def _scaled(matrix: Any, factors: Tensor) -> Any:
+    data = matrix.data * factors.numpy()[matrix.indices]
+    return scipy.sparse.csr_array((data, matrix.indices, matrix.indptr), shape=matrix.shape)
+
+
+def _forms(matrix: Tensor, columns: Tensor) -> Tensor:
+    return torch.linalg.vecdot(columns, matrix @ columns, dim=0)
+
+
+def _sparse_forms(matrix: Tensor, columns: Any) -> Tensor:
+    """``x_jᵀ A x_j``: of columns with few entries by the k² entries of A that they meet, of others by products."""
+    n, counts = len(matrix), np.diff(columns.indptr)
+    out = torch.zeros(columns.shape[1], dtype=torch.float64)
+    for k in np.unique(counts[(counts > 0) & (counts <= n / 10)]).tolist():
+        (which,) = np.nonzero(counts == k)
+        for part in np.array_split(which, -(-len(which) * k * k // settings.row_block)):
+            entries = columns.indptr[part, None] + np.arange(k)
+            rows = torch.from_numpy(columns.indices[entries].astype(np.int64))
+            values = torch.from_numpy(columns.data[entries])
+            block = matrix.take(rows.unsqueeze(2) * n + rows.unsqueeze(1))
+            out[part] = torch.einsum("ci,cij,cj->c", values, block, values)
+    (which,) = np.nonzero(counts > n / 10)
+    for part in np.array_split(which, max(1, -(-len(which) * n // settings.row_block))):
+        out[part] = _forms(matrix, torch.from_numpy(columns[:, part].toarray()))
+    return out
 
 
 def _sparse_outer(first: Any, second: Any) -> Tensor:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from pyro_dropout.entropic._data import RegressionData
 from pyro_dropout.entropic._design import Design
-from pyro_dropout.entropic._precision import DensePrecision, DiagonalPlusRows, Precision, first
+from pyro_dropout.entropic._precision import DensePrecision, Precision, first
+from pyro_dropout.entropic._rows import DiagonalPlusRows
 
 
 @dataclass(frozen=True)

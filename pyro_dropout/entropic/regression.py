@@ -56,7 +56,9 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
     in its place, and it takes half a degree of freedom from a. (Of words that one training document has, centering
     takes off what other documents never get back; without intercept predictions may be better there.)
 
-    With fewer rows than columns everything goes through n × n matrices (Woodbury on D); a sparse X stays sparse.
+    With fewer rows than columns no p × p matrix is formed (Woodbury on D), and a sparse X stays sparse. With dropout a
+    fit and its means take some twenty products with X; a factor of n × n is made when deviations, draws or log Z are
+    asked for.
 
     *Coefficients* are those of the fitted mean :math:`\hat y = (1-f) X w`, so ``coef_`` is :math:`(1-f) \mu`, the mean
     of :math:`\tilde w`. ``posterior_`` is that of w itself; its mean tends to each covariate's own regression,
