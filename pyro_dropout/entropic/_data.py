@@ -84,7 +84,7 @@ class RegressionData:
         return gram, with_y, self._y_square - 2 * y_delta * self._y_sum + self.n * y_delta**2
 
     def rounding(self) -> tuple[Tensor, float]:
-        """How far centered ``diag(XᵀX)`` and ``yᵀy`` may be off: sums around a shift lose what the shift takes off."""
+        """How far ``diag(XᵀX)`` and ``yᵀy`` may be off: by the rounding of means, and of sums where those are kept."""
         if self.rows is None:
             squares, y_square = self._gram.diagonal(), self._y_square
         else:
@@ -94,7 +94,7 @@ class RegressionData:
         # Sparse products add term by term, dense ones in blocks.
         sums = 0.0 if self.rows is not None else 4 * (n if self.sparse else n**0.5) * EPS
         columns = means * (squares + n * self.shift**2) + sums * squares
-        return columns, means * (y_square + n * self.y_shift**2) + sums * y_square
+        return columns, means * (y_square + n * self.y_shift**2)
 
 
 def as_array(value: Any) -> Any:

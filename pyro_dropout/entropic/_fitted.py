@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_dropout.entropic._data import RegressionData
+from pyro_dropout.entropic._data import EPS, RegressionData
 from pyro_dropout.entropic._design import Design
 from pyro_dropout.entropic._precision import DensePrecision, Precision, first
 from pyro_dropout.entropic._rows import DiagonalPlusRows
@@ -107,13 +109,15 @@ class Fitted:
         return log_z + math.lgamma(a) - a * math.log(b)
 
 
-def solve(data: RegressionData, prior: Prior) -> Fitted:
+def solve(data: RegressionData, prior: Prior, rows: tuple[Any, Tensor] | None = None) -> Fitted:
     """ENT eq. 14.
 
+    :param rows: all of the data, where they are at hand: what sums of products lose of little noise is in them.
     :raises ValueError: data and prior leave a coefficient or the noise undetermined.
     """
     keep, rate, n = prior.keep, 1 - prior.keep, data.n
     x_mean, y_mean = data.means() if prior.intercept else (torch.zeros(data.p, dtype=torch.float64), 0.0)
+    center = x_mean if prior.intercept else None
     a = prior.a0 + 0.5 * (n - prior.intercept)
     if a <= 0:
         raise ValueError(
@@ -123,13 +127,33 @@ def solve(data: RegressionData, prior: Prior) -> Fitted:
     precision: Precision
     if data.rows is None:
         gram, cross, total = data.products(x_mean, y_mean)
+        diagonal = prior.shrinkage + keep * rate * gram.diagonal()
         matrix = torch.outer(keep, keep) * gram
-        matrix.diagonal().add_(prior.shrinkage + keep * rate * gram.diagonal())
+        matrix.diagonal().add_(diagonal)
         precision = DensePrecision(matrix, keep * columns_error)
         mu = precision.solve(keep * cross)
-        sum_of_squares = total - float((keep * cross) @ mu)
+        squares = total - float((keep * cross) @ mu)
+        # Of what is added up to the residual: much more than itself where there is little noise.
+        size = (math.sqrt(total) + float((keep * mu).abs() @ gram.diagonal().clamp_min(0).sqrt())) ** 2
+        if rows is None:
+            error = y_error + 1e-14 * total
+            lost = 4 * math.sqrt(n) * EPS * size
+            if error < squares and 2 * prior.b0 + squares < 100 * lost:
+                warnings.warn(
+                    "the noise is little beside the signal and read from sums of products, of which rounding may leave "
+                    "less than two digits: fit() of all data at once keeps them",
+                    stacklevel=4,
+                )
+        else:
+            design, y = Design(rows[0], center), rows[1] - y_mean
+            for _ in range(2):
+                residual = y - design.matvec(keep * mu)
+                mu = mu + precision.solve(keep * design.rmatvec(residual) - diagonal * mu)
+            residual = y - design.matvec(keep * mu)
+            squares = float(residual @ residual + diagonal @ mu**2)
+            error = y_error + 64 * EPS**2 * size
     else:
-        design, y = data.design(x_mean if prior.intercept else None), data.y - y_mean
+        design, y = data.design(center), data.y - y_mean
         diagonal = prior.shrinkage + keep * rate * design.squares()
         unseen = diagonal <= keep * rate * columns_error
         if bool(unseen.any()):
@@ -137,13 +161,15 @@ def solve(data: RegressionData, prior: Prior) -> Fitted:
                 f"there are {n} rows for {data.p} columns, and columns {first(unseen)} are neither shrunk nor dropped: "
                 "the posterior is improper; give shrinkage > 0, or leave out constant columns"
             )
-        precision = DiagonalPlusRows(diagonal, design, keep)
-        dual = precision.solve_rows(y)
-        mu = keep / diagonal * design.rmatvec(dual)
-        total, sum_of_squares = float(y @ y), float(y @ dual)
-    if prior.b0 == 0 and not sum_of_squares > y_error + 1e-14 * total:
+        rows_precision = DiagonalPlusRows(diagonal, design, keep)
+        dual = rows_precision.solve_rows(y)
+        precision, mu = rows_precision, keep / diagonal * design.rmatvec(dual)
+        squares = float(dual @ dual + diagonal @ mu**2)  # dual is the residual: no difference of large sums
+        error = y_error
+    if prior.b0 == 0 and not squares > error:
         raise ValueError(
-            "the targets are fitted without error, so Jeffreys' prior puts the noise variance at 0: give b0 > 0"
+            "the targets are fitted without error, up to rounding, so Jeffreys' prior puts the noise variance at 0: "
+            "give b0 > 0, or fit() all data at once if they came in chunks"
         )
-    b = prior.b0 + 0.5 * max(sum_of_squares, 0.0)
+    b = prior.b0 + 0.5 * max(squares, 0.0)
     return Fitted(prior, n, x_mean, float(y_mean), mu, precision, a, b)

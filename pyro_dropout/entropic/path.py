@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from sklearn.model_selection import check_cv
 from sklearn.utils.validation import check_X_y
+from torch import Tensor
 
 from pyro_dropout.entropic._data import RegressionData, as_array
 from pyro_dropout.entropic._fitted import Fitted, solve
@@ -57,24 +58,25 @@ def regression_path(
     path = [[EntropicLinearRegression(f, s, **kwargs) for s in grid["shrinkages"]] for f in grid["rates"]]
     models = [model for row in path for model in row]
     models[0].fit(X, y)
+    X, y = check_X_y(as_array(X), as_array(y), accept_sparse="csr", dtype=[np.float64, np.float32], y_numeric=True)
+    response = torch.from_numpy(np.array(y, dtype=np.float64))
     for model in models[1:]:
-        model._share(models[0])
+        model._share(models[0], (X, response))
     if cv is not None:
-        for model, density in zip(models, _held_out([m._fitted for m in models], X, y, cv), strict=True):
+        splits = check_cv(cv).split(X, y)
+        for model, density in zip(models, _held_out([m._fitted for m in models], X, response, splits), strict=True):
             model.cv_log_density_ = density
     return path
 
 
-def _held_out(fits: list[Fitted], X: Any, y: Any, cv: Any) -> list[np.ndarray]:
+def _held_out(fits: list[Fitted], X: Any, y: Tensor, splits: Any) -> list[np.ndarray]:
     """Log-densities of what is held out, in the order of the held-out sets, of each fit's prior."""
-    X, y = check_X_y(as_array(X), as_array(y), accept_sparse="csr", dtype=[np.float64, np.float32], y_numeric=True)
-    response = torch.from_numpy(np.array(y, dtype=np.float64))
     found: list[list[np.ndarray]] = []
-    for train, test in check_cv(cv).split(X, y):
-        data = RegressionData(X[train])
-        data.add(X[train], response[train])
-        refits = [solve(data, fit.prior) for fit in fits]
-        found.append([refit.predictive(X[test]).log_prob(response[test]).numpy() for refit in refits])
+    for train, test in splits:
+        data, rows = RegressionData(X[train]), (X[train], y[train])
+        data.add(*rows)
+        refits = [solve(data, fit.prior, rows) for fit in fits]
+        found.append([refit.predictive(X[test]).log_prob(y[test]).numpy() for refit in refits])
     if not found:
-        raise ValueError(f"cv must hold out rows, but found {cv!r}, which has no folds")
+        raise ValueError("cv must hold out rows, but found no folds")
     return [np.concatenate(densities) for densities in zip(*found, strict=True)]

@@ -12,6 +12,7 @@ import scipy.stats
 import torch
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
+from torch import Tensor
 
 from pyro_dropout.entropic._data import RegressionData, as_array
 from pyro_dropout.entropic._fitted import Fitted, Prior, solve
@@ -113,7 +114,10 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
         return self._read(X, y, None)
 
     def partial_fit(self, X: Any, y: Any) -> EntropicLinearRegression:
-        """Adds data; the posterior is that of all data so far. Rows are kept only while there are fewer than p."""
+        """Adds data; the posterior is that of all data so far. Rows are kept only while there are fewer than p.
+
+        Of noise less than about 1e-6 of the signal sums of products lose digits; a warning says when.
+        """
         return self._read(X, y, getattr(self, "_data", None))
 
     def _read(self, X: Any, y: Any, data: RegressionData | None) -> EntropicLinearRegression:
@@ -123,22 +127,22 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
             X, y = validate_data(
                 self, X, y, reset=data is None, accept_sparse="csr", dtype=[np.float64, np.float32], y_numeric=True
             )
-            prior = self._prior(X.shape[1])
+            prior, response = self._prior(X.shape[1]), torch.from_numpy(np.array(y, dtype=np.float64))
             self._dtype, self._data = X.dtype, RegressionData(X) if data is None else copy.copy(data)
-            self._data.add(X, torch.from_numpy(np.array(y, dtype=np.float64)))
-            self._finish(prior)
+            self._data.add(X, response)
+            self._finish(solve(self._data, prior, (X, response) if data is None else None))
         except BaseException:
             self.__dict__.clear()
             self.__dict__.update(before)  # data count as a whole or not at all
             raise
         return self
 
-    def _share(self, fitted: EntropicLinearRegression) -> None:
+    def _share(self, fitted: EntropicLinearRegression, rows: tuple[Any, Tensor]) -> None:
         """Another posterior of the same data."""
         for name in ("_data", "_dtype", "n_features_in_", "feature_names_in_"):
             if hasattr(fitted, name):
                 setattr(self, name, getattr(fitted, name))
-        self._finish(self._prior(self._data.p))
+        self._finish(solve(self._data, self._prior(self._data.p), rows))
 
     def _prior(self, p: int) -> Prior:
         for name in ("shrinkage", "a0", "b0"):
@@ -147,8 +151,8 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
                 raise ValueError(f"{name} must be a finite number of at least 0, but found {value}")
         return Prior(1 - check_rate(self.rate, p), self.shrinkage, self.a0, self.b0, bool(self.fit_intercept))
 
-    def _finish(self, prior: Prior) -> None:
-        self._fitted = fit = solve(self._data, prior)
+    def _finish(self, fit: Fitted) -> None:
+        self._fitted = fit
         self.concentration_, self.noise_rate_ = fit.a, fit.b
         self.coef_ = fit.coef.numpy().astype(self._dtype)
         self.intercept_ = float(fit.y_mean - fit.x_mean @ fit.coef)
