@@ -35,6 +35,7 @@ class RegressionData:
         if self.n == 0:
             self.y_shift = float(y.mean())
         self.n += len(y)
+        self.sparse = self.sparse or scipy.sparse.issparse(X)
         if self.rows is not None:
             # Copies, as a caller may read the next chunk into the same memory. New lists and sums, as models of a path
             # share the old ones.
@@ -52,7 +53,7 @@ class RegressionData:
             self._accumulate(X, y)
 
     def _accumulate(self, X: Any, y: Tensor) -> None:
-        design = Design(X, None if scipy.sparse.issparse(X) else self.shift)
+        design = Design(X, self.shift if bool(self.shift.any()) else None)  # also of sparse rows after dense ones
         y = y - self.y_shift
         self._gram = self._gram + design.gram()
         self._sum = self._sum + design.rmatvec(torch.ones_like(y))
@@ -66,8 +67,11 @@ class RegressionData:
 
     def design(self, center: Tensor | None) -> Design:
         assert self.rows is not None
-        stack = scipy.sparse.vstack if scipy.sparse.issparse(self.rows[0]) else np.concatenate
-        return Design(self.rows[0] if len(self.rows) == 1 else stack(self.rows), center)
+        if len(self.rows) == 1:
+            return Design(self.rows[0], center)
+        if self.sparse:  # some of them: made dense, all might not fit
+            return Design(scipy.sparse.vstack([scipy.sparse.csr_array(rows) for rows in self.rows]), center)
+        return Design(np.concatenate(self.rows), center)
 
     def means(self) -> tuple[Tensor, float]:
         if self.rows is None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_dropout.entropic._design import Design
 from pyro_dropout.entropic._precision import DensePrecision, Precision
-from pyro_dropout.entropic._rate import check_rate
+from pyro_dropout.entropic._rate import check_index, check_rate
 
 
 class NormalInverseGamma(TorchDistribution):
@@ -101,7 +101,7 @@ class NormalInverseGamma(TorchDistribution):
 
         :param index: which coefficients; all by default.
         """
-        index = None if index is None else torch.atleast_1d(torch.as_tensor(index))
+        index = None if index is None else check_index(index, len(self.loc))
         loc = self.loc if index is None else self.loc[index]
         scale = (self.noise_rate / self.concentration * self.precision.inverse_diagonal(index)).sqrt()
         return dist.StudentT(torch.tensor(2 * self.concentration, dtype=torch.float64), loc, scale)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import numbers
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor
 from pyro_dropout.entropic._data import RegressionData, as_array
 from pyro_dropout.entropic._fitted import Fitted, Prior, solve
 from pyro_dropout.entropic._groups import data_groups
-from pyro_dropout.entropic._rate import check_rate
+from pyro_dropout.entropic._rate import check_index, check_rate
 from pyro_dropout.entropic.distribution import NormalInverseGamma
 from pyro_dropout.interop.groups import inference_data
 
@@ -146,9 +147,13 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
 
     def _prior(self, p: int) -> Prior:
         for name in ("shrinkage", "a0", "b0"):
-            value = getattr(self, name)
+            value: Any = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+                raise TypeError(f"{name} must be a number, but found {value!r}")
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be a finite number of at least 0, but found {value}")
+        if self.fit_intercept not in (True, False):
+            raise TypeError(f"fit_intercept must be True or False, but found {self.fit_intercept!r}")
         return Prior(1 - check_rate(self.rate, p), self.shrinkage, self.a0, self.b0, bool(self.fit_intercept))
 
     def _finish(self, fit: Fitted) -> None:
@@ -186,6 +191,8 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
     def sample(self, n_draws: int = 1, random_state: Any = None) -> PosteriorDraws:
         """Exact joint draws of coefficients, intercept and noise variance."""
         check_is_fitted(self)
+        if isinstance(n_draws, bool) or not isinstance(n_draws, numbers.Integral) or n_draws < 1:
+            raise ValueError(f"n_draws must be an integer of at least 1, but found {n_draws!r}")
         generator = torch.Generator().manual_seed(int(check_random_state(random_state).randint(2**31 - 1)))
         return PosteriorDraws(*(t.numpy() for t in self._fitted.draw(n_draws, generator)))
 
@@ -194,7 +201,7 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
         _check_mass(mass)
         posterior = self.posterior_
         keep = self._fitted.prior.keep.numpy()
-        keep = keep if index is None else keep[np.atleast_1d(index)]
+        keep = keep if index is None else keep[check_index(index, len(keep)).numpy()]
         return keep[:, None] * _interval(posterior.marginal(index), mass)
 
     def to_arviz(
@@ -211,7 +218,7 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
         :param X: with ``y``, data for ``posterior_predictive`` (without dropout), ``log_likelihood`` and
             ``observed_data``.
         :param y: their responses.
-        :param feature_names: labels of the covariates.
+        :param feature_names: labels of the covariates; the names of the columns of a table by default.
         :returns: ``arviz.InferenceData`` (ArviZ 0.x) or ``xarray.DataTree`` (ArviZ 1.x).
         """
         import arviz  # here: it is slow to import, and 0.23 warns as it is
@@ -219,12 +226,19 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
         random = check_random_state(random_state)
         draws = self.sample(n_draws, random)
         groups: dict[str, dict[str, Any]] = {"posterior": {k: v[None] for k, v in draws._asdict().items()}}
-        if X is not None and y is not None:
+        if (X is None) != (y is None):
+            raise ValueError("X and y are exported together, but found one of them alone")
+        names = getattr(self, "feature_names_in_", None) if feature_names is None else feature_names
+        if names is not None and len(names) != self.n_features_in_:
+            raise ValueError(
+                f"feature_names must name each of {self.n_features_in_} covariates, but found {len(names)}"
+            )
+        if X is not None:
             X, y = validate_data(
                 self, as_array(X), as_array(y), reset=False, accept_sparse="csr", dtype=np.float64, y_numeric=True
             )
             groups |= data_groups(self._fitted, draws, X, y, random)
-        coords = {} if feature_names is None else {"feature": list(feature_names)}
+        coords = {} if names is None else {"feature": list(names)}
         return inference_data(arviz, groups, coords, {"coef": ["feature"], "y": ["data"], "y_constrained": ["data"]})
 
     # Prediction
@@ -268,7 +282,7 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
 
 
 def _check_mass(mass: float) -> None:
-    if not 0 < mass < 1:
+    if not (isinstance(mass, numbers.Real) and 0 < mass < 1):
         raise ValueError(f"mass is the probability inside of an interval, between 0 and 1, but found {mass}")
 
 

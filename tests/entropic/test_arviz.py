@@ -2,6 +2,7 @@
 
 import arviz
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 import scipy.stats
@@ -66,3 +67,18 @@ def test_leave_one_out_is_by_the_weights_of_what_the_posterior_conditioned_on(ra
     assert found == pytest.approx(exact, abs=0.15)
     wrong, _ = leave_one_out(likelihood["y"], likelihood["y"])
     assert abs(wrong - exact) > 2 * abs(found - exact)
+
+
+def test_names_of_columns_are_coordinates():
+    x, y = data(20, 3)
+    table = pd.DataFrame(x, columns=["age", "sex", "bmi"])
+    model = EntropicLinearRegression(0.2).fit(table, y)
+    exported = model.to_arviz(table, y, n_draws=3)
+    assert list(exported["posterior"]["coef"]["feature"].values) == ["age", "sex", "bmi"]
+    named = model.to_arviz(n_draws=3, feature_names=["a", "b", "c"])
+    assert list(named["posterior"]["coef"]["feature"].values) == ["a", "b", "c"]
+    with pytest.raises(ValueError, match="feature_names must name each of 3 covariates, but found 2"):
+        model.to_arviz(feature_names=["a", "b"])
+    for given in ({"X": table}, {"y": y}):
+        with pytest.raises(ValueError, match="X and y"):
+            model.to_arviz(**given)

@@ -97,3 +97,16 @@ def test_the_handler_keeps_the_rates_it_was_given():
         pyro.poutine.trace(pyro.poutine.condition(m, values)).get_trace().log_prob_sum() for m in (found, expected)
     ]
     assert density[0] == density[1]
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("p", [8, 50])
+@pytest.mark.parametrize("kinds", ["dsds", "sdsd", "ddds", "sssd"])
+def test_dense_and_sparse_chunks_may_be_mixed(kinds, p, intercept):
+    x, y = data(20, p)
+    model = EntropicLinearRegression(fit_intercept=intercept)
+    for kind, part in zip(kinds, np.split(np.arange(20), 4), strict=True):
+        model.partial_fit(sparse(x[part]) if kind == "s" else x[part], y[part])
+    np.testing.assert_allclose(model.coef_, closed_form(x, y, intercept=intercept), atol=1e-9)
+    whole = EntropicLinearRegression(fit_intercept=intercept).fit(x, y)
+    np.testing.assert_allclose(model.predict(x, return_std=True), whole.predict(x, return_std=True), rtol=1e-8)

@@ -93,3 +93,42 @@ def test_predictions_of_all_kinds_read_the_same_covariates():
             method(table[["b", "a", "c"]])
     with pytest.raises(ValueError, match="expecting 3 features"):
         plain.predictive(x[:, :2])
+
+
+@pytest.mark.parametrize("name", ["shrinkage", "a0", "b0"])
+@pytest.mark.parametrize("value", ["1", None, [1.0], True, 1j, np.complex64(1)])
+def test_parameters_that_are_no_numbers_are_named(name, value):
+    with pytest.raises(TypeError, match=f"{name} must be a number, but found"):
+        EntropicLinearRegression(**{name: value}).fit(*data(10, 3))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda m: m.set_params(rate="0.1").fit(*data(10, 3)), TypeError, "rate must be a number, or one for each"),
+        (lambda m: m.set_params(rate=None).fit(*data(10, 3)), TypeError, "rate must be a number, or one for each"),
+        (lambda m: m.set_params(rate=np.nan).fit(*data(10, 3)), ValueError, r"rate .*lies in \[0, 1\)"),
+        (
+            lambda m: m.set_params(fit_intercept="no").fit(*data(10, 3)),
+            TypeError,
+            "fit_intercept must be True or False",
+        ),
+        (lambda m: m.sample(0), ValueError, "n_draws must be an integer of at least 1, but found 0"),
+        (lambda m: m.sample(2.5), ValueError, "n_draws must be an integer of at least 1, but found 2.5"),
+        (lambda m: m.to_arviz(n_draws=-1), ValueError, "n_draws must be"),
+        (lambda m: m.credible_interval("a"), ValueError, "mass is the probability"),
+        (lambda m: m.credible_interval(index=[3]), ValueError, "index must be below 3 covariates"),
+        (lambda m: m.posterior_.marginal(-4), ValueError, "index must be below 3 covariates"),
+        (lambda m: m.fit(data(10, 3)[0], np.ones((10, 2))), ValueError, "1d array"),
+    ],
+)
+def test_wrong_arguments_are_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call(EntropicLinearRegression().fit(*data(10, 3)))
+
+
+def test_coefficients_are_picked_from_either_end_and_by_masks():
+    model = EntropicLinearRegression().fit(*data(10, 3))
+    np.testing.assert_array_equal(model.credible_interval(index=-1), model.credible_interval()[2:])
+    by_mask = model.credible_interval(index=np.array([False, True, False]))
+    np.testing.assert_array_equal(by_mask, model.credible_interval()[1:2])
