@@ -11,6 +11,8 @@ from torch import Tensor
 
 from pyro_dropout.entropic._design import Design
 
+EPS = float(np.finfo(np.float64).eps)
+
 
 class RegressionData:
     """Rows while there are fewer than columns, then sums of products alone.
@@ -24,7 +26,8 @@ class RegressionData:
         self.responses: list[Tensor] = []
         # Sums are of differences to the first rows' mean, or large means would drown the variances.
         self.shift = torch.zeros(self.p, dtype=torch.float64)
-        if not scipy.sparse.issparse(X):
+        self.sparse = scipy.sparse.issparse(X)
+        if not self.sparse:
             self.shift = torch.from_numpy(X.mean(0, dtype=np.float64))
         self.y_shift = 0.0
 
@@ -32,8 +35,11 @@ class RegressionData:
         if self.n == 0:
             self.y_shift = float(y.mean())
         self.n += len(y)
+        self.sparse = self.sparse or scipy.sparse.issparse(X)
         if self.rows is not None:
-            self.rows = [*self.rows, X]  # new lists and sums: models of a path share the old ones
+            # Copies, as a caller may read the next chunk into the same memory. New lists and sums, as models of a path
+            # share the old ones.
+            self.rows = [*self.rows, X.copy() if self.n < self.p else X]
             self.responses = [*self.responses, y]
             if self.n < self.p:
                 return
@@ -47,7 +53,7 @@ class RegressionData:
             self._accumulate(X, y)
 
     def _accumulate(self, X: Any, y: Tensor) -> None:
-        design = Design(X, None if scipy.sparse.issparse(X) else self.shift)
+        design = Design(X, self.shift if bool(self.shift.any()) else None)  # also of sparse rows after dense ones
         y = y - self.y_shift
         self._gram = self._gram + design.gram()
         self._sum = self._sum + design.rmatvec(torch.ones_like(y))
@@ -61,8 +67,11 @@ class RegressionData:
 
     def design(self, center: Tensor | None) -> Design:
         assert self.rows is not None
-        stack = scipy.sparse.vstack if scipy.sparse.issparse(self.rows[0]) else np.concatenate
-        return Design(self.rows[0] if len(self.rows) == 1 else stack(self.rows), center)
+        if len(self.rows) == 1:
+            return Design(self.rows[0], center)
+        if self.sparse:  # some of them: made dense, all might not fit
+            return Design(scipy.sparse.vstack([scipy.sparse.csr_array(rows) for rows in self.rows]), center)
+        return Design(np.concatenate(self.rows), center)
 
     def means(self) -> tuple[Tensor, float]:
         if self.rows is None:
@@ -77,3 +86,21 @@ class RegressionData:
         gram = self._gram - cross - cross.T + self.n * torch.outer(delta, delta)
         with_y = self._cross - delta * self._y_sum - y_delta * self._sum + self.n * y_delta * delta
         return gram, with_y, self._y_square - 2 * y_delta * self._y_sum + self.n * y_delta**2
+
+    def rounding(self) -> tuple[Tensor, float]:
+        """How far ``diag(XᵀX)`` and ``yᵀy`` may be off: by the rounding of means, and of sums where those are kept."""
+        if self.rows is None:
+            squares, y_square = self._gram.diagonal(), self._y_square
+        else:
+            squares, y_square = self.design(self.shift).squares(), float((self.y - self.y_shift).square().sum())
+        n = self.n
+        means = 64 * n * EPS**2  # of entries that are off by their mean's rounding
+        # Sparse products add term by term, dense ones in blocks.
+        sums = 0.0 if self.rows is not None else 4 * (n if self.sparse else n**0.5) * EPS
+        columns = means * (squares + n * self.shift**2) + sums * squares
+        return columns, means * (y_square + n * self.y_shift**2)
+
+
+def as_array(value: Any) -> Any:
+    """A tensor as an array, anything else as it is."""
+    return value.detach().cpu().numpy() if isinstance(value, Tensor) else value

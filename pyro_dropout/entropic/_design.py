@@ -9,6 +9,8 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
+import pyro_dropout._settings as settings
+
 
 class Design:
     """``X - 1 centerᵀ``, ``[n, p]`` in float64; a sparse X stays sparse, its center is taken off in every product.
@@ -48,11 +50,14 @@ class Design:
         """``diag(XᵀX)``, ``[p]``."""
         if self.sparse is None:
             return torch.linalg.vecdot(self.dense, self.dense, dim=0)
-        raw = torch.from_numpy(np.asarray(self.sparse.multiply(self.sparse).sum(0)).ravel())
+        values, columns = self.sparse.data, self.sparse.indices
+        if self.center is not None:
+            values = values - self.center.numpy()[columns]
+        there = torch.from_numpy(np.bincount(columns, values**2, minlength=self.p))
         if self.center is None:
-            return raw
-        sums = torch.from_numpy(np.asarray(self.sparse.sum(0)).ravel())
-        return (raw - 2 * self.center * sums + self.n * self.center**2).clamp_min(0.0)
+            return there
+        # No difference of large sums: of a constant column there remains its mean's rounding.
+        return there + self.center**2 * torch.from_numpy(self.n - np.bincount(columns, minlength=self.p))
 
     def gram(self) -> Tensor:
         """``XᵀX``, ``[p, p]``."""
@@ -71,7 +76,7 @@ class Design:
             if self.sparse is None:
                 return other.matvec((self.dense * weights).T).T
             return self.matvec((other.dense * weights).T)
-        scaled = self.sparse.multiply(weights.numpy()[None, :]).tocsr()
+        scaled = _scaled(self.sparse, weights)
         out = _sparse_outer(scaled, other.sparse)
         if other.center is not None:
             out = out - (torch.from_numpy(scaled @ other.center.numpy()))[:, None]
@@ -80,21 +85,22 @@ class Design:
         return out
 
     def weighted_squares(self, weights: Tensor) -> Tensor:
-        """``Σ_j weights_j x_j²`` of each row, ``[n]``."""
+        """``Σ_j weights_j x_j²`` of each row, ``[n]`` for weights ``[p]`` and ``[n, k]`` for ``[p, k]``."""
         if self.sparse is None:
             return self.dense.square() @ weights
         raw = torch.from_numpy(self.sparse.multiply(self.sparse) @ weights.numpy())
         if self.center is None:
             return raw
-        cross = torch.from_numpy(self.sparse @ (weights * self.center).numpy())
-        return raw - 2 * cross + (weights * self.center**2).sum()
+        centered = (weights.movedim(0, -1) * self.center).movedim(-1, 0)
+        cross = torch.from_numpy(self.sparse @ centered.numpy())
+        return raw - 2 * cross + self.center @ centered
 
     def scaled(self, factors: Tensor) -> Design:
         """``X diag(factors)``."""
         if self.sparse is None:
             return Design(self.dense * factors)
         center = None if self.center is None else self.center * factors
-        return Design(self.sparse.multiply(factors.numpy()[None, :]), center)
+        return Design(_scaled(self.sparse, factors), center)
 
     def to_dense(self) -> Tensor:
         if self.sparse is None:
@@ -105,14 +111,43 @@ class Design:
     def column_forms(self, matrix: Tensor, index: Tensor) -> Tensor:
         """``x_jᵀ A x_j`` for some columns, with A symmetric ``[n, n]``."""
         if self.sparse is None:
-            columns = self.dense[:, index]
-            return torch.linalg.vecdot(columns, matrix @ columns, dim=0)
-        rows = self.sparse.T.tocsr()[index.numpy()]
-        forms = torch.from_numpy(np.asarray(rows.multiply(rows @ matrix.numpy()).sum(1)).ravel())
+            return torch.cat([_forms(matrix, self.dense[:, part]) for part in self._parts(index)])
+        columns = self.sparse.tocsc()[:, index.numpy()]
+        forms = _sparse_forms(matrix, columns)
         if self.center is None:
             return forms
         center, sums = self.center[index], matrix.sum(0)
-        return forms - 2 * center * torch.from_numpy(rows @ sums.numpy()) + center**2 * sums.sum()
+        return forms - 2 * center * torch.from_numpy(columns.T @ sums.numpy()) + center**2 * sums.sum()
+
+    def _parts(self, index: Tensor) -> Any:
+        return index.split(max(1, settings.row_block // self.n))
+
+
+def _scaled(matrix: Any, factors: Tensor) -> Any:
+    data = matrix.data * factors.numpy()[matrix.indices]
+    return scipy.sparse.csr_array((data, matrix.indices, matrix.indptr), shape=matrix.shape)
+
+
+def _forms(matrix: Tensor, columns: Tensor) -> Tensor:
+    return torch.linalg.vecdot(columns, matrix @ columns, dim=0)
+
+
+def _sparse_forms(matrix: Tensor, columns: Any) -> Tensor:
+    """``x_jᵀ A x_j``: of columns with few entries by the k² entries of A that they meet, of others by products."""
+    n, counts = len(matrix), np.diff(columns.indptr)
+    out = torch.zeros(columns.shape[1], dtype=torch.float64)
+    for k in np.unique(counts[(counts > 0) & (counts <= n / 10)]).tolist():
+        (which,) = np.nonzero(counts == k)
+        for part in np.array_split(which, -(-len(which) * k * k // settings.row_block)):
+            entries = columns.indptr[part, None] + np.arange(k)
+            rows = torch.from_numpy(columns.indices[entries].astype(np.int64))
+            values = torch.from_numpy(columns.data[entries])
+            block = matrix.take(rows.unsqueeze(2) * n + rows.unsqueeze(1))
+            out[part] = torch.einsum("ci,cij,cj->c", values, block, values)
+    (which,) = np.nonzero(counts > n / 10)
+    for part in np.array_split(which, max(1, -(-len(which) * n // settings.row_block))):
+        out[part] = _forms(matrix, torch.from_numpy(columns[:, part].toarray()))
+    return out
 
 
 def _sparse_outer(first: Any, second: Any) -> Tensor:

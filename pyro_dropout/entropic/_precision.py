@@ -1,8 +1,8 @@
-r"""Λ = diagonal + Gram matrix, by Cholesky of p × p or, where there are fewer rows than columns, of n × n."""
+"""Λ, up to what posteriors ask of it; here by the Cholesky factor of p × p."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,7 +15,9 @@ class Precision(Protocol):
     """A positive definite matrix Λ ``[p, p]``, up to what posteriors ask of it."""
 
     p: int
-    logdet: Tensor
+
+    @property
+    def logdet(self) -> Tensor: ...
 
     def quadratic(self, v: Tensor) -> Tensor:
         """``vᵀ Λ v`` over the last dimension of ``[..., p]``, differentiable."""
@@ -34,12 +36,13 @@ class DensePrecision:
     """Λ itself, by its Cholesky factor.
 
     :param matrix: Λ, ``[p, p]``.
-    :raises ValueError: Λ is not positive definite.
+    :param error: how far off its diagonal may be, by what it was computed from, ``[p]``.
+    :raises ValueError: Λ is not positive definite, or only by rounding.
     """
 
-    def __init__(self, matrix: Tensor) -> None:
+    def __init__(self, matrix: Tensor, error: Any = 0.0) -> None:
         self.matrix, self.p = matrix, len(matrix)
-        self.factor = _cholesky(matrix)
+        self.factor = _cholesky(matrix, error)
         self.logdet = 2 * self.factor.diagonal().log().sum()
 
     def solve(self, v: Tensor) -> Tensor:
@@ -67,63 +70,23 @@ class DensePrecision:
         return torch.linalg.solve_triangular(self.factor.mT, noise, upper=True).T
 
 
-class DiagonalPlusRows:
-    r"""``Λ = diag(d) + S Xᵀ X S`` with ``S = diag(scale)``, for fewer rows n than columns p (Woodbury on the diagonal):
-
-    .. math:: \Lambda^{-1} = D^{-1} - D^{-1} S X^\top M^{-1} X S D^{-1}, \quad
-        M = I + X S D^{-1} S X^\top, \quad |\Lambda| = |D|\,|M|
-
-    No p × p matrix is formed. Draws as in Bhattacharya, Chakraborty & Mallick (2016).
-
-    :param diagonal: d, positive, ``[p]``.
-    :param rows: the design X.
-    :param scale: ``[p]``.
-    """
-
-    def __init__(self, diagonal: Tensor, rows: Design, scale: Tensor) -> None:
-        self.diagonal, self.rows, self.scale, self.p = diagonal, rows, scale, rows.p
-        m = rows.outer(scale**2 / diagonal)
-        m.diagonal().add_(1.0)
-        self.factor = _cholesky(m)
-        self.logdet = diagonal.log().sum() + 2 * self.factor.diagonal().log().sum()
-
-    def solve_rows(self, u: Tensor) -> Tensor:
-        """``M⁻¹ u``."""
-        out = torch.cholesky_solve(u if u.dim() > 1 else u.unsqueeze(1), self.factor)
-        return out if u.dim() > 1 else out.squeeze(1)
-
-    def quadratic(self, v: Tensor) -> Tensor:
-        flat = v.reshape(-1, self.p)
-        low = self.rows.matvec((flat * self.scale).T)
-        return ((flat.square() @ self.diagonal) + low.square().sum(0)).reshape(v.shape[:-1])
-
-    def inverse_diagonal(self, index: Tensor | None = None) -> Tensor:
-        index = torch.arange(self.p) if index is None else index
-        gain = self.scale / self.diagonal
-        inverse = torch.cholesky_inverse(self.factor)  # n × n
-        forms = [
-            self.rows.column_forms(inverse, part) for part in index.split(max(1, settings.row_block // self.rows.n))
-        ]
-        return 1 / self.diagonal[index] - gain[index] ** 2 * torch.cat(forms)
-
-    def inverse_quadratic(self, x: Design) -> Tensor:
-        cross = self.rows.outer(self.scale / self.diagonal, x)
-        low = torch.linalg.solve_triangular(self.factor, cross, upper=False).square().sum(0)
-        return x.weighted_squares(1 / self.diagonal) - low
-
-    def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        prior = torch.randn(self.p, n, dtype=self.diagonal.dtype, generator=generator)
-        prior = prior / self.diagonal.sqrt().unsqueeze(1)
-        noise = torch.randn(self.rows.n, n, dtype=self.diagonal.dtype, generator=generator)
-        inner = self.solve_rows(self.rows.matvec(self.scale.unsqueeze(1) * prior) + noise)
-        return (prior - (self.scale / self.diagonal).unsqueeze(1) * self.rows.rmatvec(inner)).T
-
-
-def _cholesky(matrix: Tensor) -> Tensor:
+def _cholesky(matrix: Tensor, error: Any = 0.0) -> Tensor:
+    """The factor, whose squared diagonal is what each column has that those before it do not explain."""
     factor, info = torch.linalg.cholesky_ex(matrix)
-    if int(info) != 0 or not bool(torch.isfinite(factor.diagonal()).all()):
+    floor = 4 * len(matrix) * torch.finfo(matrix.dtype).eps * matrix.diagonal() + error
+    unclear = ~(factor.diagonal().square() > floor)
+    if int(info) != 0:
+        unclear[int(info) - 1] = True
+        unclear[int(info) :] = False  # of those no factor was computed
+    if bool(unclear.any()):
         raise ValueError(
-            "the posterior precision is not positive definite: some combination of covariates is neither seen in the "
-            "data nor shrunk; give a larger shrinkage (λ0), or leave out constant, duplicated or collinear columns"
+            f"the posterior precision is not positive definite, or only by rounding: columns {first(unclear)} are "
+            "neither seen in the data apart from others nor shrunk; give a larger shrinkage (λ0), or leave out "
+            "constant, duplicated or collinear columns"
         )
     return factor
+
+
+def first(which: Tensor) -> list[int]:
+    """The first five that are True."""
+    return torch.nonzero(which).flatten()[:5].tolist()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_dropout.entropic._design import Design
 from pyro_dropout.entropic._precision import DensePrecision, Precision
-from pyro_dropout.entropic._rate import check_rate
+from pyro_dropout.entropic._rate import check_index, check_rate
 
 
 class NormalInverseGamma(TorchDistribution):
@@ -46,8 +46,8 @@ class NormalInverseGamma(TorchDistribution):
 
     def __init__(self, loc: Tensor, precision: Tensor | Precision, concentration: float, noise_rate: float) -> None:
         loc = torch.as_tensor(loc)
-        self.loc = loc.to(torch.float64)
-        matrix = precision.to(torch.float64) if isinstance(precision, Tensor) else None
+        self.loc = loc.to(torch.float64, copy=True)  # theirs may change
+        matrix = precision.to(torch.float64, copy=True) if isinstance(precision, Tensor) else None
         if loc.dim() != 1 or (matrix is not None and matrix.shape != (len(loc), len(loc))):
             shape = "" if matrix is None else f" and precision of shape {tuple(matrix.shape)}"
             raise ValueError(f"loc must be [p] and precision [p, p], but found loc of shape {tuple(loc.shape)}{shape}")
@@ -101,7 +101,7 @@ class NormalInverseGamma(TorchDistribution):
 
         :param index: which coefficients; all by default.
         """
-        index = None if index is None else torch.atleast_1d(torch.as_tensor(index))
+        index = None if index is None else check_index(index, len(self.loc))
         loc = self.loc if index is None else self.loc[index]
         scale = (self.noise_rate / self.concentration * self.precision.inverse_diagonal(index)).sqrt()
         return dist.StudentT(torch.tensor(2 * self.concentration, dtype=torch.float64), loc, scale)

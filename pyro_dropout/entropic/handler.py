@@ -5,6 +5,7 @@ Beside the closed form, which is the case of a linear-Gaussian model.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable, Mapping
@@ -83,7 +84,9 @@ class entropic_dropout:
             raise ValueError(f"expectation must be enumerate, moments, bank or fresh, but found {expectation!r}")
         if not (isinstance(num_masks, int) and num_masks > 0):
             raise ValueError(f"num_masks must be a positive integer, but found {num_masks!r}")
-        self.model, self.rate, self.expectation = model, dict(rate), expectation
+        self.model, self.expectation = model, expectation
+        # The first call reads them, so they are copied.
+        self.rate = {name: f.clone() if isinstance(f, Tensor) else copy.copy(f) for name, f in rate.items()}
         self.num_masks, self.max_plate_nesting = num_masks, max_plate_nesting
         self._keep: Any = None  # of all units of all sites; the first call finds them
         self._units: dict[str, MaskedUnits] = {}

@@ -4,40 +4,79 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import torch
+from sklearn.model_selection import check_cv
+from sklearn.utils.validation import check_X_y
+from torch import Tensor
+
+from pyro_dropout.entropic._data import RegressionData, as_array
+from pyro_dropout.entropic._fitted import Fitted, solve
 from pyro_dropout.entropic.regression import EntropicLinearRegression
 
 
-def regression_path(X: Any, y: Any, rates: Any, shrinkages: Any, **kwargs: Any) -> list[list[EntropicLinearRegression]]:
-    """``EntropicLinearRegression`` at every rate and shrinkage of a grid, ``[rates][shrinkages]``.
+def regression_path(
+    X: Any, y: Any, rates: Any, shrinkages: Any, *, cv: Any = None, **kwargs: Any
+) -> list[list[EntropicLinearRegression]]:
+    r"""``EntropicLinearRegression`` at every rate and shrinkage of a grid, ``[rates][shrinkages]``.
 
-    Data are read once, and where p ≤ n their sums of products are taken once. To choose among the models:
-    :meth:`EntropicLinearRegression.log_normalizer`, or an error on held-out data.
+    Data are read once, and where p ≤ n their sums of products are taken once. To choose among the models, ``cv`` gives
+    each the log-density of every datum under the model without it (of those of its fold),
+
+    .. math:: \log p(y_i \mid x_i, y_{-i}), \quad \text{a Student-t,}
+
+    as ``cv_log_density_``: the better model has the larger mean. Each fold is an exact refit, without dropout of the
+    covariates of what is held out. :meth:`EntropicLinearRegression.log_normalizer` takes no refits, but compares
+    shrinkages at one rate alone: of any two rates it prefers the smaller, with the shrinkage that belongs to it.
 
     :param X: covariates ``[n, p]``, dense or sparse.
     :param y: responses ``[n]``.
     :param rates: drop rates, each a number or one per covariate.
     :param shrinkages: values of λ0.
+    :param cv: how to hold data out, as in scikit-learn: a number of folds (of consecutive rows), a splitter such as
+        ``LeaveOneOut()`` or ``KFold(5, shuffle=True)``, or pairs of row numbers. None holds nothing out.
     :param kwargs: ``a0``, ``b0``, ``fit_intercept``.
+    :returns: fitted models; with ``cv`` they have ``cv_log_density_``, in nats, one entry for each datum that is held
+        out, in the order of the held-out sets.
+    :raises ValueError: an empty grid; what the estimator refuses, also of the data without a fold.
 
     Example::
 
         >>> import numpy as np
-        >>> x, y = np.eye(4), np.array([1.0, 2.0, 0.0, 1.0])
-        >>> path = regression_path(x, y, rates=[0.0, 0.5], shrinkages=[0.1, 1.0, 10.0])
-        >>> best = max((model for row in path for model in row), key=lambda m: m.log_normalizer())
-        >>> best.rate in (0.0, 0.5)
-        True
+        >>> rng = np.random.default_rng(0)
+        >>> x = rng.normal(size=(20, 3))
+        >>> y = x @ [1.0, 0.0, -1.0] + rng.normal(size=20)
+        >>> path = regression_path(x, y, rates=[0.0, 0.3], shrinkages=[0.1, 1.0, 10.0], cv=5)
+        >>> best = max((model for row in path for model in row), key=lambda m: m.cv_log_density_.mean())
+        >>> best.rate in (0.0, 0.3), best.cv_log_density_.shape
+        (True, (20,))
     """
-    path: list[list[EntropicLinearRegression]] = []
-    data: Any = None
-    for rate in rates:
-        path.append([])
-        for shrinkage in shrinkages:
-            model = EntropicLinearRegression(rate, shrinkage, **kwargs)
-            if data is None:
-                model.fit(X, y)
-                data = model
-            else:
-                model._share(data)
-            path[-1].append(model)
+    grid = {"rates": list(rates), "shrinkages": list(shrinkages)}
+    for name, values in grid.items():
+        if not values:
+            raise ValueError(f"{name} must have one value or more, but found none")
+    path = [[EntropicLinearRegression(f, s, **kwargs) for s in grid["shrinkages"]] for f in grid["rates"]]
+    models = [model for row in path for model in row]
+    models[0].fit(X, y)
+    X, y = check_X_y(as_array(X), as_array(y), accept_sparse="csr", dtype=[np.float64, np.float32], y_numeric=True)
+    response = torch.from_numpy(np.array(y, dtype=np.float64))
+    for model in models[1:]:
+        model._share(models[0], (X, response))
+    if cv is not None:
+        splits = check_cv(cv).split(X, y)
+        for model, density in zip(models, _held_out([m._fitted for m in models], X, response, splits), strict=True):
+            model.cv_log_density_ = density
     return path
+
+
+def _held_out(fits: list[Fitted], X: Any, y: Tensor, splits: Any) -> list[np.ndarray]:
+    """Log-densities of what is held out, in the order of the held-out sets, of each fit's prior."""
+    found: list[list[np.ndarray]] = []
+    for train, test in splits:
+        data, rows = RegressionData(X[train]), (X[train], y[train])
+        data.add(*rows)
+        refits = [solve(data, fit.prior, rows) for fit in fits]
+        found.append([refit.predictive(X[test]).log_prob(y[test]).numpy() for refit in refits])
+    if not found:
+        raise ValueError("cv must hold out rows, but found no folds")
+    return [np.concatenate(densities) for densities in zip(*found, strict=True)]

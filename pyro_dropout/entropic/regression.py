@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import numbers
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,10 +15,10 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
 from torch import Tensor
 
-from pyro_dropout.entropic._data import RegressionData
-from pyro_dropout.entropic._design import Design
-from pyro_dropout.entropic._precision import DensePrecision, DiagonalPlusRows, Precision
-from pyro_dropout.entropic._rate import check_rate
+from pyro_dropout.entropic._data import RegressionData, as_array
+from pyro_dropout.entropic._fitted import Fitted, Prior, solve
+from pyro_dropout.entropic._groups import data_groups
+from pyro_dropout.entropic._rate import check_index, check_rate
 from pyro_dropout.entropic.distribution import NormalInverseGamma
 from pyro_dropout.interop.groups import inference_data
 
@@ -57,7 +58,9 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
     in its place, and it takes half a degree of freedom from a. (Of words that one training document has, centering
     takes off what other documents never get back; without intercept predictions may be better there.)
 
-    With fewer rows than columns everything goes through n × n matrices (Woodbury on D); a sparse X stays sparse.
+    With fewer rows than columns no p × p matrix is formed (Woodbury on D), and a sparse X stays sparse. With dropout a
+    fit and its means take some twenty products with X; a factor of n × n is made when deviations, draws or log Z are
+    asked for.
 
     *Coefficients* are those of the fitted mean :math:`\hat y = (1-f) X w`, so ``coef_`` is :math:`(1-f) \mu`, the mean
     of :math:`\tilde w`. ``posterior_`` is that of w itself; its mean tends to each covariate's own regression,
@@ -102,89 +105,62 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
         self.b0 = b0
         self.fit_intercept = fit_intercept
 
+    _data: RegressionData
+    _fitted: Fitted
+
     # Fitting
 
     def fit(self, X: Any, y: Any) -> EntropicLinearRegression:
         """The posterior of all data, ``X [n, p]`` (dense or sparse), ``y [n]``."""
-        self._data: Any = None
-        self._add(X, y, reset=True)
-        self._finish()
-        return self
-
-    def _share(self, fitted: Any) -> None:
-        """Another posterior of the same data."""
-        self._data, self._dtype, self.n_features_in_ = copy.copy(fitted._data), fitted._dtype, fitted.n_features_in_
-        self._finish()
+        return self._read(X, y, None)
 
     def partial_fit(self, X: Any, y: Any) -> EntropicLinearRegression:
-        """Adds data; the posterior is that of all data so far. Rows are kept only while there are fewer than p."""
-        before = getattr(self, "_data", None)
-        self._data = copy.copy(before)
+        """Adds data; the posterior is that of all data so far. Rows are kept only while there are fewer than p.
+
+        Of noise less than about 1e-6 of the signal sums of products lose digits; a warning says when.
+        """
+        return self._read(X, y, getattr(self, "_data", None))
+
+    def _read(self, X: Any, y: Any, data: RegressionData | None) -> EntropicLinearRegression:
+        before = dict(self.__dict__)
         try:
-            self._add(X, y, reset=before is None)
-            self._finish()
-        except Exception:
-            self._data = before  # a chunk counts as a whole or not at all
+            X, y = (as_array(t) for t in (X, y))
+            X, y = validate_data(
+                self, X, y, reset=data is None, accept_sparse="csr", dtype=[np.float64, np.float32], y_numeric=True
+            )
+            prior, response = self._prior(X.shape[1]), torch.from_numpy(np.array(y, dtype=np.float64))
+            self._dtype, self._data = X.dtype, RegressionData(X) if data is None else copy.copy(data)
+            self._data.add(X, response)
+            self._finish(solve(self._data, prior, (X, response) if data is None else None))
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(before)  # data count as a whole or not at all
             raise
         return self
 
-    def _add(self, X: Any, y: Any, reset: bool) -> None:
+    def _share(self, fitted: EntropicLinearRegression, rows: tuple[Any, Tensor]) -> None:
+        """Another posterior of the same data."""
+        for name in ("_data", "_dtype", "n_features_in_", "feature_names_in_"):
+            if hasattr(fitted, name):
+                setattr(self, name, getattr(fitted, name))
+        self._finish(solve(self._data, self._prior(self._data.p), rows))
+
+    def _prior(self, p: int) -> Prior:
         for name in ("shrinkage", "a0", "b0"):
-            value = getattr(self, name)
+            value: Any = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+                raise TypeError(f"{name} must be a number, but found {value!r}")
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be a finite number of at least 0, but found {value}")
-        X, y = (t.detach().cpu().numpy() if isinstance(t, Tensor) else t for t in (X, y))
-        X, y = validate_data(
-            self, X, y, reset=reset, accept_sparse="csr", dtype=[np.float64, np.float32], y_numeric=True
-        )
-        check_rate(self.rate, X.shape[1])
-        self._dtype = X.dtype
-        if self._data is None:
-            self._data = RegressionData(X)
-        self._data.add(X, torch.from_numpy(np.array(y, dtype=np.float64)))
+        if self.fit_intercept not in (True, False):
+            raise TypeError(f"fit_intercept must be True or False, but found {self.fit_intercept!r}")
+        return Prior(1 - check_rate(self.rate, p), self.shrinkage, self.a0, self.b0, bool(self.fit_intercept))
 
-    def _finish(self) -> None:
-        data = self._data
-        rate = check_rate(self.rate, data.p)
-        keep = 1 - rate
-        n, intercept = data.n, bool(self.fit_intercept)
-        x_mean, y_mean = data.means() if intercept else (torch.zeros(data.p, dtype=torch.float64), 0.0)
-        a = self.a0 + 0.5 * (n - intercept)
-        if a <= 0:
-            raise ValueError(
-                "1 sample with an intercept and Jeffreys' prior leaves no posterior of the noise: give a0 and b0 > 0"
-            )
-        precision: Precision
-        if data.rows is None:
-            gram, cross, total = data.products(x_mean, y_mean)
-            matrix = torch.outer(keep, keep) * gram
-            matrix.diagonal().add_(self.shrinkage + keep * rate * gram.diagonal())
-            precision = DensePrecision(matrix)
-            mu = precision.solve(keep * cross)
-            sum_of_squares = total - float((keep * cross) @ mu)
-        else:
-            design, y = data.design(x_mean if intercept else None), data.y - y_mean
-            diagonal = self.shrinkage + keep * rate * design.squares()
-            if not bool((diagonal > 0).all()):
-                unseen = torch.nonzero(diagonal <= 0).flatten()[:5].tolist()
-                raise ValueError(
-                    f"there are {n} rows for {data.p} columns, and columns {unseen} are neither shrunk nor dropped: "
-                    "the posterior is improper; give shrinkage > 0, or leave out constant columns"
-                )
-            precision = DiagonalPlusRows(diagonal, design, keep)
-            dual = precision.solve_rows(y)
-            mu = keep / diagonal * design.rmatvec(dual)
-            total, sum_of_squares = float(y @ y), float(y @ dual)
-        b = self.b0 + 0.5 * sum_of_squares
-        if not b > 1e-14 * max(total, 1e-300):
-            raise ValueError(
-                "the targets are fitted without error, so Jeffreys' prior puts the noise variance at 0: give b0 > 0"
-            )
-        self._x_mean, self._y_mean, self._keep = x_mean, float(y_mean), keep
-        self._mu, self._precision = mu, precision
-        self.concentration_, self.noise_rate_ = a, b
-        self.coef_ = (keep * mu).numpy().astype(self._dtype)
-        self.intercept_ = float(y_mean - x_mean @ (keep * mu))
+    def _finish(self, fit: Fitted) -> None:
+        self._fitted = fit
+        self.concentration_, self.noise_rate_ = fit.a, fit.b
+        self.coef_ = fit.coef.numpy().astype(self._dtype)
+        self.intercept_ = float(fit.y_mean - fit.x_mean @ fit.coef)
 
     # The posterior
 
@@ -192,59 +168,57 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
     def posterior_(self) -> NormalInverseGamma:
         """Of w and σ², a Pyro distribution (of p + 1 entries)."""
         check_is_fitted(self)
-        return NormalInverseGamma(self._mu, self._precision, self.concentration_, self.noise_rate_)
+        fit = self._fitted
+        return NormalInverseGamma(fit.mu, fit.precision, fit.a, fit.b)
 
     def log_normalizer(self) -> float:
-        r"""``log Z`` of ENT eq. 10, by which rate and shrinkage can be chosen:
+        r"""``log Z`` of ENT eq. 10, by which the shrinkage can be chosen:
 
         .. math:: Z = \int q(w, \sigma^2) \exp \mathbb{E}_{\tilde w \mid w} \log q(y \mid \tilde w, \sigma^2)
 
         With f = 0 it is the marginal likelihood. With f > 0 it is not: it is the normaliser of the constrained
-        posterior, by Jensen's inequality a lower bound of the marginal likelihood of a model that *draws* masks. An
-        improper prior (Jeffreys', or the flat one of the intercept) is known up to a constant, taken as 1.
+        posterior, by Jensen's inequality a lower bound of the marginal likelihood of a model that *draws* masks. It
+        compares shrinkages at one rate, and no rates: the spread of masks is a penalty that a rate of 0 does not pay,
+        :math:`Z_f(\lambda_0) < Z_0(\lambda_0 / (1-f)^2)` whatever the data. Those are chosen by what they predict:
+        ``cv`` of :func:`regression_path`. An improper prior (Jeffreys', or the flat one of the intercept) is known up
+        to a constant, taken as 1.
 
         :raises ValueError: ``shrinkage = 0``, where the coefficients' prior has no density.
         """
         check_is_fitted(self)
-        if self.shrinkage == 0:
-            raise ValueError("with shrinkage = 0 the prior of the coefficients is flat, and log Z has no meaning")
-        data, a, b = self._data, self.concentration_, self.noise_rate_
-        intercept = bool(self.fit_intercept)
-        log_z = -0.5 * (data.n - intercept) * math.log(2 * math.pi) - 0.5 * intercept * math.log(data.n)
-        log_z += 0.5 * (data.p * math.log(self.shrinkage) - float(self._precision.logdet))
-        if self.a0 > 0 and self.b0 > 0:
-            log_z += self.a0 * math.log(self.b0) - math.lgamma(self.a0)
-        return log_z + math.lgamma(a) - a * math.log(b)
+        return self._fitted.log_normalizer()
 
     def sample(self, n_draws: int = 1, random_state: Any = None) -> PosteriorDraws:
         """Exact joint draws of coefficients, intercept and noise variance."""
         check_is_fitted(self)
+        if isinstance(n_draws, bool) or not isinstance(n_draws, numbers.Integral) or n_draws < 1:
+            raise ValueError(f"n_draws must be an integer of at least 1, but found {n_draws!r}")
         generator = torch.Generator().manual_seed(int(check_random_state(random_state).randint(2**31 - 1)))
-        a = torch.full((n_draws,), self.concentration_, dtype=torch.float64)
-        variance = self.noise_rate_ / torch._standard_gamma(a, generator=generator)
-        deviation = variance.sqrt()
-        coef = self._keep * (self._mu + deviation.unsqueeze(1) * self._precision.draw(n_draws, generator))
-        intercept = torch.zeros(n_draws, dtype=torch.float64)
-        if self.fit_intercept:
-            noise = torch.randn(n_draws, dtype=torch.float64, generator=generator)
-            intercept = self._y_mean - coef @ self._x_mean + deviation * noise / math.sqrt(self._data.n)
-        return PosteriorDraws(coef.numpy(), intercept.numpy(), variance.numpy())
+        return PosteriorDraws(*(t.numpy() for t in self._fitted.draw(n_draws, generator)))
 
     def credible_interval(self, mass: float = 0.95, index: Any = None) -> np.ndarray:
         """Central intervals of coefficients, ``[p, 2]``, or of those in ``index``."""
         _check_mass(mass)
-        keep = self._keep.numpy() if index is None else self._keep.numpy()[np.atleast_1d(index)]
-        return keep[:, None] * _interval(self.posterior_.marginal(index), mass)
+        posterior = self.posterior_
+        keep = self._fitted.prior.keep.numpy()
+        keep = keep if index is None else keep[check_index(index, len(keep)).numpy()]
+        return keep[:, None] * _interval(posterior.marginal(index), mass)
 
     def to_arviz(
         self, X: Any = None, y: Any = None, *, n_draws: int = 1000, random_state: Any = None, feature_names: Any = None
     ) -> Any:
-        """Exact independent draws as ArviZ groups, in one chain.
+        r"""Exact independent draws as ArviZ groups, in one chain.
+
+        With a rate above 0 ``log_likelihood`` has two variables: ``y``, the log-density of a prediction (without
+        dropout), and ``y_constrained``, what the posterior conditioned on,
+        :math:`\mathbb{E}_{\tilde w \mid w} \log \mathrm{Normal}(y_i; x_i^\top \tilde w, \sigma^2)`. Leave-one-out takes
+        the *weights* ``az.psislw(-y_constrained)`` and the *density* ``y``; ``az.loo`` takes one for both, which is
+        neither, so it refuses without a name. Exact is ``cv=LeaveOneOut()`` of :func:`regression_path`.
 
         :param X: with ``y``, data for ``posterior_predictive`` (without dropout), ``log_likelihood`` and
             ``observed_data``.
         :param y: their responses.
-        :param feature_names: labels of the covariates.
+        :param feature_names: labels of the covariates; the names of the columns of a table by default.
         :returns: ``arviz.InferenceData`` (ArviZ 0.x) or ``xarray.DataTree`` (ArviZ 1.x).
         """
         import arviz  # here: it is slow to import, and 0.23 warns as it is
@@ -252,16 +226,20 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
         random = check_random_state(random_state)
         draws = self.sample(n_draws, random)
         groups: dict[str, dict[str, Any]] = {"posterior": {k: v[None] for k, v in draws._asdict().items()}}
-        if X is not None and y is not None:
-            X, y = (t.detach().cpu().numpy() if isinstance(t, Tensor) else t for t in (X, y))
-            X, y = validate_data(self, X, y, reset=False, accept_sparse="csr", dtype=np.float64, y_numeric=True)
-            mean = draws.intercept[:, None] + (X @ draws.coef.T).T
-            noise = scipy.stats.norm(mean, np.sqrt(draws.noise_variance)[:, None])
-            groups["posterior_predictive"] = {"y": noise.rvs(random_state=random)[None]}
-            groups["log_likelihood"] = {"y": noise.logpdf(y)[None]}
-            groups["observed_data"] = {"y": y}
-        coords = {} if feature_names is None else {"feature": list(feature_names)}
-        return inference_data(arviz, groups, coords, {"coef": ["feature"], "y": ["data"]})
+        if (X is None) != (y is None):
+            raise ValueError("X and y are exported together, but found one of them alone")
+        names = getattr(self, "feature_names_in_", None) if feature_names is None else feature_names
+        if names is not None and len(names) != self.n_features_in_:
+            raise ValueError(
+                f"feature_names must name each of {self.n_features_in_} covariates, but found {len(names)}"
+            )
+        if X is not None:
+            X, y = validate_data(
+                self, as_array(X), as_array(y), reset=False, accept_sparse="csr", dtype=np.float64, y_numeric=True
+            )
+            groups |= data_groups(self._fitted, draws, X, y, random)
+        coords = {} if names is None else {"feature": list(names)}
+        return inference_data(arviz, groups, coords, {"coef": ["feature"], "y": ["data"], "y_constrained": ["data"]})
 
     # Prediction
 
@@ -272,44 +250,30 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
         :param return_std: infinite with one degree of freedom or two.
         :param dropout: whether the covariates of new data drop out as in training, which adds to the deviations.
         """
-        check_is_fitted(self)
-        X = validate_data(
-            self,
-            X.detach().cpu().numpy() if isinstance(X, Tensor) else X,
-            reset=False,
-            accept_sparse="csr",
-            dtype=[np.float64, np.float32],
-        )
-        design = Design(X, self._x_mean if self.fit_intercept else None)
-        keep = self._keep
-        mean = self._y_mean + design.matvec(keep * self._mu)
+        X, fit = self._covariates(X), self._fitted
+        design = fit.design(X)
+        mean = (fit.y_mean + design.matvec(fit.coef)).numpy().astype(X.dtype)
         if not return_std:
-            return mean.numpy().astype(X.dtype)
-        a, b = self.concentration_, self.noise_rate_
-        if a <= 1:
-            return mean.numpy().astype(X.dtype), np.full(len(mean), np.inf, dtype=X.dtype)
-        variance = b / (a - 1) * self._spread(design)
-        if dropout and bool((keep < 1).any()):
-            squares = self._mu**2 + b / (a - 1) * self._precision.inverse_diagonal()
-            variance = variance + design.weighted_squares(keep * (1 - keep) * squares)
-        return mean.numpy().astype(X.dtype), variance.sqrt().numpy().astype(X.dtype)
+            return mean
+        if fit.a <= 1:
+            return mean, np.full(len(mean), np.inf, dtype=X.dtype)
+        variance = fit.b / (fit.a - 1) * fit.spread(design)
+        if dropout:
+            variance = variance + fit.dropped(design)
+        return mean, variance.sqrt().numpy().astype(X.dtype)
 
     def predictive(self, X: Any) -> dist.StudentT:
         """The predictive distribution of each row without dropout, noise included."""
-        mean = torch.from_numpy(np.asarray(self.predict(X), dtype=np.float64))
-        design = Design(X, self._x_mean if self.fit_intercept else None)
-        scale = (self.noise_rate_ / self.concentration_ * self._spread(design)).sqrt()
-        return dist.StudentT(torch.tensor(2 * self.concentration_, dtype=torch.float64), mean, scale)
+        return self._fitted.predictive(self._covariates(X))
 
     def predictive_interval(self, X: Any, mass: float = 0.95) -> np.ndarray:
         """Central predictive intervals, ``[n, 2]``."""
         _check_mass(mass)
         return _interval(self.predictive(X), mass)
 
-    def _spread(self, design: Design) -> Tensor:
-        """Predictive variance in units of the noise's."""
-        scaled = design if bool((self._keep == 1).all()) else design.scaled(self._keep)
-        return 1 + bool(self.fit_intercept) / self._data.n + self._precision.inverse_quadratic(scaled)
+    def _covariates(self, X: Any) -> Any:
+        check_is_fitted(self)
+        return validate_data(self, as_array(X), reset=False, accept_sparse="csr", dtype=[np.float64, np.float32])
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -318,7 +282,7 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
 
 
 def _check_mass(mass: float) -> None:
-    if not 0 < mass < 1:
+    if not (isinstance(mass, numbers.Real) and 0 < mass < 1):
         raise ValueError(f"mass is the probability inside of an interval, between 0 and 1, but found {mass}")
 
 

@@ -129,8 +129,8 @@ def pavpu(
         >>> pavpu(entropy, correct, threshold=0.5)
         tensor(0.7500)
     """
-    unsure, right = as_tensor(uncertainty).double(), as_tensor(correct, like=uncertainty)
-    counts = torch.ones_like(right, dtype=torch.bool) if where is None else as_tensor(where, like=uncertainty)
+    unsure, right = as_tensor(uncertainty, "uncertainty").double(), as_tensor(correct, "correct", like=uncertainty)
+    counts = torch.ones_like(right, dtype=torch.bool) if where is None else as_tensor(where, "where", like=uncertainty)
     if not (unsure.shape == right.shape == counts.shape):
         raise ValueError(
             f"uncertainty, correct and where must have one shape, but found {tuple(unsure.shape)}, "
@@ -145,7 +145,7 @@ def pavpu(
     counted = unsure[counts]
     check_finite(uncertainty=counted)
     mean = counted.mean().clamp(counted.min(), counted.max())  # rounding may put it outside
-    cut = mean if threshold is None else torch.as_tensor(threshold).to(unsure)
+    cut = mean if threshold is None else as_tensor(threshold, "threshold").to(unsure)
     if window is None:
         unsure, accurate = counted, right[counts]
     else:
@@ -174,8 +174,9 @@ def uncertainty_thresholds(uncertainty: Any, t: Any) -> Tensor:
         >>> uncertainty_thresholds(torch.tensor([0.5, 0.1, 0.9]), [0.0, 0.25, 1.0])
         tensor([0.1000, 0.3000, 0.9000])
     """
-    unsure = as_tensor(uncertainty)
-    t = torch.as_tensor(t, dtype=unsure.dtype, device=unsure.device)
+    unsure = as_tensor(uncertainty, "uncertainty")
+    unsure = unsure if unsure.is_floating_point() else unsure.to(torch.get_default_dtype())
+    t = as_tensor(t, "t").to(unsure)
     if not bool(((t >= 0) & (t <= 1)).all()):
         raise ValueError(f"t must be in [0, 1], but found {t.tolist()}")
     check_finite(uncertainty=unsure)

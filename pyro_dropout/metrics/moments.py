@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pyro_dropout.metrics._labels import broadcast, check_finite, from_draws, is_labelled
+from pyro_dropout.metrics._labels import as_tensor, broadcast, check_finite, from_draws, is_labelled
 
 
 class PredictiveMoments(NamedTuple):
@@ -53,9 +53,9 @@ def predictive_moments(mean: Any, noise_variance: Any = 0.0) -> PredictiveMoment
     """
     mu, label = from_draws(mean, "mean")
     mu = mu if mu.is_floating_point() else mu.to(torch.get_default_dtype())
-    if is_labelled(noise_variance):
-        noise_variance, _ = from_draws(broadcast(noise_variance, like=mean), "noise_variance")
-    noise = torch.as_tensor(noise_variance, dtype=mu.dtype, device=mu.device)
+    if is_labelled(noise_variance, "noise_variance"):
+        noise_variance, _ = from_draws(broadcast(noise_variance, "noise_variance", like=mean), "noise_variance")
+    noise = as_tensor(noise_variance, "noise_variance").to(mu)
     if noise.dim() not in (0, mu.dim()):
         raise ValueError(
             f"noise_variance must be a number or have the {mu.dim()} dimensions of mean, {tuple(mu.shape)}, with "

@@ -11,10 +11,15 @@ from pyro_dropout.metrics._labels import as_tensor, check_finite, from_draws
 
 
 def interval_coverage(draws: Any, target: Any, probability: float) -> float:
-    """Share of targets inside the central predictive interval of the given probability.
+    r"""Share of targets inside the central predictive interval of the given probability.
+
+    .. math:: \hat f(1 - \alpha / 2) - \hat f(\alpha / 2), \quad \alpha = 1 - \mathrm{probability}
+
+    with :math:`\hat f` the :func:`quantile_coverage`: draws of the truth have the probability itself on average, few or
+    many, and of discrete targets as well.
 
     :param draws: posterior predictive draws (noise included), ``[draws, ...]`` or labelled.
-    :param target: observed values, ``[...]``.
+    :param target: observed values, ``[...]``; labelled ones are matched by their labels.
     :param probability: of the interval, in (0, 1).
     :raises ValueError: shapes that do not match, or a probability outside (0, 1).
 
@@ -24,8 +29,8 @@ def interval_coverage(draws: Any, target: Any, probability: float) -> float:
         0.5
     """
     x, y, _ = _checked(draws, target)
-    low, high = _interval(x, probability)
-    return ((y >= low) & (y <= high)).float().mean().item()
+    low, high = _below(x, y, _edges(probability))
+    return (high - low).item()
 
 
 def interval_score(draws: Any, target: Any, probability: float) -> Any:
@@ -33,10 +38,11 @@ def interval_score(draws: Any, target: Any, probability: float) -> Any:
 
     .. math:: (u - l) + \frac{2}{\alpha} (l - y)_+ + \frac{2}{\alpha} (y - u)_+, \quad \alpha = 1 - \mathrm{probability}
 
-    (Gneiting & Raftery 2007, eq. 43.)
+    (Gneiting & Raftery 2007, eq. 43.) Quantiles of T draws are linear between the draws of rank p (T + 1); beyond the
+    smallest or largest draw they are that draw.
 
     :param draws: posterior predictive draws (noise included), ``[draws, ...]`` or labelled, in units of y.
-    :param target: observed values, ``[...]``.
+    :param target: observed values, ``[...]``; labelled ones are matched by their labels.
     :param probability: of the interval, in (0, 1).
     :returns: ``[...]``, in units of y.
     :raises ValueError: shapes that do not match, or a probability outside (0, 1).
@@ -44,11 +50,11 @@ def interval_score(draws: Any, target: Any, probability: float) -> Any:
     Example::
 
         >>> draws = torch.linspace(0.0, 1.0, 101).unsqueeze(-1)
-        >>> interval_score(draws, torch.tensor([1.0]), 0.5)  # width 0.5, outside by 0.25
-        tensor([1.5000])
+        >>> interval_score(draws, torch.tensor([1.0]), 0.5)  # width 0.51, outside by 0.245
+        tensor([1.4900])
     """
     x, y, label = _checked(draws, target)
-    low, high = _interval(x, probability)
+    low, high = _quantiles(x, _edges(probability))
     outside = (low - y).clamp_min(0) + (y - high).clamp_min(0)
     return label(high - low + 2 / (1 - probability) * outside)
 
@@ -63,7 +69,7 @@ def crps(draws: Any, target: Any, *, fair: bool = False) -> Any:
     average than that of the distribution they are from; ``fair`` removes this (Ferro 2014: pairs of different draws).
 
     :param draws: posterior predictive draws (noise included), ``[draws, ...]`` or labelled, in units of y.
-    :param target: observed values, ``[...]``.
+    :param target: observed values, ``[...]``; labelled ones are matched by their labels.
     :param fair: estimate the score of the distribution, without bias, instead of that of its draws.
     :returns: ``[...]``, in units of y.
     :raises ValueError: shapes that do not match; a fair score of one draw.
@@ -86,10 +92,15 @@ def crps(draws: Any, target: Any, *, fair: bool = False) -> Any:
 def quantile_coverage(draws: Any, target: Any, probabilities: Any) -> Tensor:
     r"""Share of targets below each predictive quantile; a calibrated prediction has the probabilities themselves.
 
-    .. math:: \hat f(p) = \frac{1}{N} \sum_n 1[y_n \le Q_n(p)]
+    .. math:: \hat f(p) = \frac{1}{N} \sum_n \Pr\Bigl[\frac{L_n + U (E_n + 1)}{T + 1} \le p\Bigr],
+        \quad U \sim \mathrm{Uniform}(0, 1)
+
+    with :math:`L_n` of the T draws below the target and :math:`E_n` equal to it: at p = k / (T + 1) the share of
+    targets below the k-th smallest draw, linear between, and ties in part (the transform of Czado, Gneiting & Held
+    2009). Its mean is p exactly for draws from the distribution of the target, few or many, continuous or discrete.
 
     :param draws: posterior predictive draws (noise included), ``[draws, ...]`` or labelled.
-    :param target: observed values, ``[...]``.
+    :param target: observed values, ``[...]``; labelled ones are matched by their labels.
     :param probabilities: of the quantiles, ``[k]`` in (0, 1).
     :returns: ``[k]``.
     :raises ValueError: shapes that do not match, or a probability outside (0, 1).
@@ -101,10 +112,9 @@ def quantile_coverage(draws: Any, target: Any, probabilities: Any) -> Tensor:
         tensor([0.5000, 0.7500])
     """
     x, y, _ = _checked(draws, target)
-    p = torch.as_tensor(probabilities, dtype=x.dtype, device=x.device)
+    p = as_tensor(probabilities, "probabilities").to(x.device, torch.float64)
     _check_probabilities(p)
-    below = (y <= _quantiles(x, p.reshape(-1))).to(x.dtype)
-    return below.flatten(1).mean(1).reshape(p.shape)
+    return _below(x, y, p.reshape(-1)).reshape(p.shape).to(x.dtype)
 
 
 def calibration_error(draws: Any, target: Any, probabilities: Any = None) -> float:
@@ -113,10 +123,11 @@ def calibration_error(draws: Any, target: Any, probabilities: Any = None) -> flo
     .. math:: \Bigl[\frac{1}{k} \sum_j \bigl(\hat f(p_j) - p_j\bigr)^2\Bigr]^{1/2}
 
     with :math:`\hat f` the :func:`quantile_coverage`. N targets of a calibrated prediction have about
-    ``(6 N)^-0.5``. For class probabilities, as in the paper's plot, take ``torchmetrics.CalibrationError(norm="l2")``.
+    ``(6 N)^-0.5``, of numbers or of counts. For class probabilities, as in the paper's plot, take
+    ``torchmetrics.CalibrationError(norm="l2")``.
 
     :param draws: posterior predictive draws (noise included), ``[draws, ...]`` or labelled.
-    :param target: observed values, ``[...]``.
+    :param target: observed values, ``[...]``; labelled ones are matched by their labels.
     :param probabilities: of the quantiles; 0.05, 0.10, ..., 0.95 by default.
     :returns: in [0, 1].
     :raises ValueError: shapes that do not match, or a probability outside (0, 1).
@@ -127,24 +138,32 @@ def calibration_error(draws: Any, target: Any, probabilities: Any = None) -> flo
         >>> round(calibration_error(draws, torch.tensor([0.1, 0.2, 0.3, 0.9]), [0.25, 0.5]), 4)
         0.25
     """
-    p = torch.arange(1, 20) / 20 if probabilities is None else torch.as_tensor(probabilities)
+    p = torch.arange(1, 20) / 20.0 if probabilities is None else as_tensor(probabilities, "probabilities")
     found = quantile_coverage(draws, target, p)
     return (found - p.to(found)).square().mean().sqrt().item()
 
 
-def _interval(x: Tensor, probability: float) -> tuple[Tensor, Tensor]:
+def _edges(probability: float) -> Tensor:
     _check_probabilities(torch.tensor(probability))
-    edges = x.new_tensor([(1 - probability) / 2, (1 + probability) / 2])
-    low, high = _quantiles(x, edges)
-    return low, high
+    return torch.tensor([(1 - probability) / 2, (1 + probability) / 2], dtype=torch.float64)
+
+
+def _below(x: Tensor, y: Tensor, p: Tensor) -> Tensor:
+    """The share of targets below quantiles ``[k]``, those at one in part."""
+    less, ties = (x < y).sum(0).flatten().double(), (x == y).sum(0).flatten().double()
+    place = p.to(x.device) * (len(x) + 1)
+    return torch.stack([((at - less) / (ties + 1)).clamp(0, 1).mean() for at in place])
 
 
 def _quantiles(x: Tensor, p: Tensor) -> Tensor:
-    """Linear between draws, ``[k, ...]``: ``torch.quantile``, which refuses more than 16 million entries."""
+    """Linear between draws, ``[k, ...]``: ``torch.quantile`` refuses more than 16 million entries.
+
+    The k-th smallest of T draws is the quantile of k / (T + 1), as that is its mean probability.
+    """
     ordered = x.sort(0).values
-    position = p * (len(x) - 1)
-    below = position.floor().long()
-    share = (position - below).reshape(-1, *(1,) * (x.dim() - 1))
+    place = (p.to(x.device) * (len(x) + 1) - 1).clamp(0, len(x) - 1)
+    below = place.floor().long()
+    share = (place - below).to(x).reshape(-1, *(1,) * (x.dim() - 1))
     return torch.lerp(ordered[below], ordered[(below + 1).clamp_max(len(x) - 1)], share)
 
 
@@ -156,7 +175,7 @@ def _check_probabilities(p: Tensor) -> None:
 def _checked(draws: Any, target: Any) -> tuple[Tensor, Tensor, Any]:
     x, label = from_draws(draws, "draws")
     x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
-    y = as_tensor(target, like=draws).to(x)
+    y = as_tensor(target, "target", like=draws).to(x)
     if x.shape[1:] != y.shape:
         raise ValueError(f"draws of shape {tuple(x.shape)} do not match targets of shape {tuple(y.shape)}")
     if not y.numel():

@@ -41,10 +41,20 @@ def _data(kind: str, n: int, p: int, new: int) -> tuple[Any, Any, np.ndarray]:
     return x[:-new], x[-new:], y[:-new]
 
 
-def entropic(_: Any, kind: str, n: int = 0, p: int = 0, new: int = 1500) -> Callable[[], Any]:
-    """Fit, predictive mean and standard deviation."""
+def entropic(_: Any, kind: str, n: int = 0, p: int = 0, new: int = 1500, deviations: str = "all") -> Callable[[], Any]:
+    """Fit and predictive mean; standard deviations of no new row, of all, or with dropout of 100."""
     x, x_new, y = _data(kind, n, p, new)
-    return lambda: EntropicLinearRegression(0.3, 1.0).fit(x, y).predict(x_new, return_std=True)
+
+    def run() -> Any:
+        model = EntropicLinearRegression(0.3, 1.0).fit(x, y)
+        mean = model.predict(x_new)
+        if deviations == "all":
+            return model.predict(x_new, return_std=True)
+        if deviations == "dropout":
+            return model.predict(x_new[:100], return_std=True, dropout=True)
+        return [mean]
+
+    return run
 
 
 def ridge(_: Any, kind: str, n: int = 0, p: int = 0, new: int = 1500) -> Callable[[], Any]:

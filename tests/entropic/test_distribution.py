@@ -12,7 +12,7 @@ from torch.distributions import InverseGamma, MultivariateNormal
 
 from pyro_dropout.entropic import EntropicLinearRegression, NormalInverseGamma
 from pyro_dropout.entropic._design import Design
-from pyro_dropout.entropic._precision import DiagonalPlusRows
+from pyro_dropout.entropic._rows import DiagonalPlusRows
 from tests.support.scenarios import assert_same_mean
 
 F64 = torch.float64

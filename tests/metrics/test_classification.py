@@ -82,6 +82,7 @@ def test_equal_uncertainties_are_not_above_their_mean(n):
 def test_thresholds_run_from_the_smallest_to_the_largest_uncertainty():
     found = uncertainty_thresholds(torch.tensor([[1.0, 2.0], [5.0, 3.0]]), torch.linspace(0, 1, 5))
     assert found.tolist() == [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert uncertainty_thresholds(torch.tensor([1, 2]), 0.25).item() == 1.25  # counts of labels that disagree, say
 
 
 def patchwise(entropy, correct, threshold, window, stride=1, where=None):

@@ -20,10 +20,10 @@ def test_coverage_of_draws_from_the_truth_is_the_nominal_one(probability):
 
 
 def test_interval_score_by_hand_and_against_scipy_quantiles():
-    draws = torch.arange(5.0, dtype=torch.float64).unsqueeze(-1).expand(5, 3)  # central half: [1, 3]
-    assert interval_score(draws, torch.tensor([2.0, 0.5, 4.0]), 0.5).tolist() == [2.0, 2 + 4 * 0.5, 2 + 4 * 1.0]
+    draws = torch.arange(5.0, dtype=torch.float64).unsqueeze(-1).expand(5, 3)  # central half: ranks 1.5 to 4.5
+    assert interval_score(draws, torch.tensor([2.0, 0.25, 4.0]), 0.5).tolist() == [3.0, 3 + 4 * 0.25, 3 + 4 * 0.5]
     x, y = torch.randn(40, 6, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
-    low, high = np.quantile(x.numpy(), [0.1, 0.9], axis=0)
+    low, high = np.quantile(x.numpy(), [0.1, 0.9], axis=0, method="weibull")  # of mean F(q) = p
     expected = [
         h - lo + 10 * max(lo - t, 0) + 10 * max(t - h, 0) for lo, h, t in zip(low, high, y.numpy(), strict=True)
     ]
@@ -66,9 +66,48 @@ def test_crps_of_normal_draws_is_the_closed_form():
 
 
 def test_quantiles_are_numpys():
-    x, y, p = torch.randn(17, 50), torch.randn(50), [0.1, 0.33, 0.5, 0.99]
-    expected = (y.numpy() <= np.quantile(x.numpy(), p, axis=0)).mean(1)
+    """At probabilities that are those of a draw, k / (T + 1), the share is a count."""
+    x, y, p = torch.randn(17, 50), torch.randn(50), np.array([1, 6, 9, 17]) / 18
+    expected = (y.numpy() <= np.quantile(x.numpy(), p, axis=0, method="weibull")).mean(1)
     np.testing.assert_allclose(quantile_coverage(x, y, p), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("t", [1, 2, 10, 50, 200])
+def test_draws_of_the_truth_have_the_nominal_coverage_whatever_their_number(t):
+    """A target from where its draws are from has any rank among them equally often: the mean over ranks is exact."""
+    draws = torch.arange(1.0, t + 1, dtype=torch.float64).unsqueeze(-1).expand(t, t + 1)
+    target = torch.arange(t + 1.0, dtype=torch.float64) + 0.5
+    p = torch.tensor([0.01, 0.05, 0.1, 1 / 3, 0.5, 0.9, 0.975])
+    torch.testing.assert_close(quantile_coverage(draws, target, p), p.double())
+    for probability in (0.1, 0.5, 0.8, 0.9, 0.99):
+        assert interval_coverage(draws, target, probability) == pytest.approx(probability, abs=1e-12)
+    assert calibration_error(draws, target) == pytest.approx(0.0, abs=1e-7)
+
+
+@pytest.mark.parametrize("probabilities", [[0.5, 0.5], [0.7, 0.2, 0.1], [0.999, 0.001]])
+@pytest.mark.parametrize("t", [1, 3, 6])
+def test_discrete_forecasts_of_the_truth_have_the_nominal_coverage(t, probabilities):
+    """All tuples of draws and target, by their probability; ties count in part."""
+    tuples = torch.cartesian_prod(*[torch.arange(len(probabilities))] * (t + 1)).T
+    weight = torch.tensor(probabilities, dtype=torch.float64)[tuples].prod(0)
+    for p in (0.05, 0.3, 0.5, 0.9):
+        shares = torch.tensor(
+            [
+                [quantile_coverage(c[:-1, None], c[-1:], p).item(), interval_coverage(c[:-1, None], c[-1:], p)]
+                for c in tuples.T
+            ]
+        )
+        np.testing.assert_allclose(weight @ shares.double(), [p, p], atol=1e-6)
+
+
+def test_perfect_forecasts_of_counts_are_calibrated():
+    rng = np.random.default_rng(0)
+    rate = rng.gamma(2.0, size=6000)
+    draws, y = torch.tensor(rng.poisson(rate, (50, 6000))), torch.tensor(rng.poisson(rate))
+    assert calibration_error(draws, y) < 3 / (6 * 6000) ** 0.5
+    assert calibration_error(2 * draws, y) > 0.1
+    error = (0.9 * 0.1 / 6000) ** 0.5
+    assert interval_coverage(draws, y, 0.9) == pytest.approx(0.9, abs=5 * error)
 
 
 def test_calibration_error_of_the_truth_is_small_and_of_half_the_noise_the_closed_form():
@@ -82,8 +121,9 @@ def test_calibration_error_of_the_truth_is_small_and_of_half_the_noise_the_close
 
 
 def test_more_draws_than_torch_quantile_takes():
-    draws = torch.randn(1, 1).expand(17_000_000, 1)
-    assert interval_coverage(draws, draws[0], 0.5) == 1.0
+    draws = torch.arange(17_000_000.0).unsqueeze(-1)
+    assert interval_coverage(draws, torch.tensor([8e6]), 0.5) == 1.0
+    assert interval_score(draws, torch.tensor([8e6]), 0.5).item() == pytest.approx(8.5e6)
 
 
 def test_labelled_targets_are_matched_by_name():
