@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pyro_dropout._modes import evaluation_mode
 from pyro_dropout.guides.auto import AutoBernoulliDropout
 from pyro_dropout.interop._dataflow import Flow, follow_dropouts
+from pyro_dropout.interop._given_rates import given_rates
 from pyro_dropout.nn.module import BayesianModule
 from pyro_dropout.nn.priors import lengthscale_of
 
@@ -24,20 +25,21 @@ def from_torch(
     example: Tensor | Sequence[Tensor],
     model: Callable[[BayesianModule], Callable] | None = None,
     *,
+    rate: Any = None,
     guide: Callable = AutoBernoulliDropout,
     prior: Any = None,
     weight_decay: float | None = None,
     size: int | None = None,
     precision: float = 1.0,
 ) -> tuple[Any, Any]:
-    r"""A trained network with dropout layers as a Pyro model and its dropout posterior (MC section 3).
+    r"""A trained network as a Pyro model and its dropout posterior (MC section 3).
 
     Each dropout layer's rate goes to the weight whose input units it masks; the weights are the network's own
     (``loc = E[W]`` is PyTorch's inverted scaling). A layer may stand before ReLU, pooling of whole channels, reshaping
     and transposing, with which its mask commutes; several in a row multiply, ``keep = keep₁ keep₂``. Weights without a
-    dropout have rate 0. Draws have the distribution of the network's passes with its dropout layers alone in training
-    mode: those of each datum as function draws, those of all data jointly with masks per datum; ``guide.median()`` is
-    ``net.eval()``.
+    dropout have rate 0, or the one that ``rate`` gives them: so networks come in that were trained without dropout.
+    Draws have the distribution of the network's passes with its dropout layers alone in training mode: those of each
+    datum as function draws, those of all data jointly with masks per datum; ``guide.median()`` is ``net.eval()``.
 
     ``weight_decay`` λ of ``torch.optim``, which adds λ/2 ‖w‖² to the mean loss of a datum, becomes the prior
     ``Normal(0, 1/l)`` with
@@ -51,6 +53,17 @@ def from_torch(
     :param example: inputs of the network, two rows of data or more; only shapes matter.
     :param model: makes the Pyro model from the ``BayesianModule``, such as a likelihood around it; by default the
         module is the model.
+    :param rate: rates, in [0, 1), of weights that have no dropout: masks of their input units. A number is for all
+        linear layers, convolutions and recurrent layers. A function gets the weight's name and its layer, and returns a
+        number, or None for no dropout. In a mapping to numbers a key means
+
+        * a weight's own name, as in ``net.named_parameters()``: ``"fc1.weight"``, ``"lstm.weight_hh_l0"``;
+        * the path of a module, as in ``net.named_modules()``: all weights in it, ``"fc1"``, ``"features"``;
+        * a type: all layers of it, ``nn.Linear``.
+
+        The most particular key decides, in this order, then the innermost module or narrowest type; what no key
+        matches has no dropout. A recurrent layer's ``weight_hh_*``, whose masks are on its state, are meant by their
+        own name, or by a function, alone.
     :param guide: makes the guide from model and ``rate``: ``AutoBernoulliDropout`` for the given rates,
         ``partial(AutoBernoulliDropout, learnable=True)`` or ``AutoConcreteDropout`` to learn them from here.
     :param prior: as in :class:`~pyro_dropout.BayesianModule`, instead of a weight decay; ``Normal(0, 1)`` by default.
@@ -60,9 +73,11 @@ def from_torch(
     :param precision: negative log-likelihood of a datum per unit of the training loss: 1 for cross-entropy, τ for ½
         squared error, τ/2 for ``nn.MSELoss``.
     :returns: the model, and the guide; like any AutoGuide the guide of a ``model`` is set up at its first call.
-    :raises ValueError: a dropout that is no mask of one weight's input units (after the weights; inside attention or
-        between recurrent layers; one mask for each pixel or time step), naming the layers; a weight decay without
-        size, or that is not positive; parameters of another guide in Pyro's global store.
+    :raises ValueError: no active dropout in the network, and no ``rate``; a key of ``rate`` that matches nothing, or a
+        weight that has a dropout already; a dropout that is no mask of one weight's input units (after the weights;
+        inside attention or between recurrent layers; one mask for each pixel or time step), naming the layers; a weight
+        decay without size, or that is not positive; parameters of another guide in Pyro's global store.
+    :raises TypeError: a ``rate`` that is no number, or is given by what is neither name nor type.
 
     Example::
 
@@ -74,12 +89,19 @@ def from_torch(
         >>> from pyro_dropout import DropoutPredictive
         >>> DropoutPredictive(model, guide=guide, num_samples=100, return_sites=["_RETURN"])(x)["_RETURN"].shape
         torch.Size([100, 5, 1])
+        >>> trained_without = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1))
+        >>> pyro.clear_param_store()
+        >>> from_torch(trained_without, x, rate={nn.Linear: 0.1, "0": 0.0})[1].rates()
+        {'0.weight': tensor(0.), '2.weight': tensor(0.1000)}
     """
     inputs = (example,) if isinstance(example, Tensor) else tuple(example)
     if weight_decay is not None and prior is not None:
         raise ValueError("give prior or weight_decay, not both: weight_decay is the prior's precision")
+    added = {} if rate is None else given_rates(net, rate)
     flow = follow_dropouts(net, inputs)
+    _check_active(net, flow, added)
     keeps = {name: math.prod(1 - d.rate for d in dropouts) for name, dropouts in flow.dropouts.items()}
+    keeps |= {name: 1 - value for name, value in added.items()}
     bare = _without_dropout(net, flow)
 
     def decayed(name: str, _: Tensor) -> Any:
@@ -96,17 +118,33 @@ def from_torch(
         )
     module.dropout_layers = _dropout_layers(flow)
     made = module if model is None else model(module)
-    rates = {name: 1 - keep for name, keep in keeps.items()}
 
-    def rate(site: str) -> float:
-        return {module.site_name(name): value for name, value in rates.items()}.get(site, 0.0)
+    def rate_of(site: str) -> float:
+        return {module.site_name(name): 1 - keep for name, keep in keeps.items()}.get(site, 0.0)
 
-    posterior = guide(made, rate=rate)
+    posterior = guide(made, rate=rate_of)
     _check_store(posterior, module)
     if model is None:
         with torch.no_grad(), evaluation_mode():  # only shapes matter: batch normalisation keeps its statistics
             posterior(*inputs)
     return made, posterior
+
+
+def _check_active(net: nn.Module, flow: Flow, added: dict[str, float]) -> None:
+    """Each weight has the rate of its dropouts or a given one; without any there is no posterior."""
+    if both := sorted(added.keys() & flow.dropouts.keys()):
+        raise ValueError(f"rate gives {', '.join(both)} a rate, which a dropout of {type(net).__name__} masks already")
+    if not added and not flow.dropouts:
+        idle = [f"{type(m).__name__} {path!r}" for path, m in net.named_modules() if _could_drop(m)]
+        there = f" ({', '.join(idle[:3])} {'drop' if len(idle) > 1 else 'drops'} nothing)" if idle else ""
+        raise ValueError(
+            f"{type(net).__name__} has no active dropout{there}, so that its posterior would be a single function: "
+            "give rate, a number for all weight layers or a mapping such as {nn.Linear: 0.1}"
+        )
+
+
+def _could_drop(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.modules.dropout._DropoutNd) or bool(getattr(layer, "dropout", 0.0))
 
 
 def _check_store(guide: Any, module: BayesianModule) -> None:
