@@ -16,6 +16,7 @@ from pyro_dropout._modes import evaluation_mode
 from pyro_dropout.guides.auto import AutoBernoulliDropout
 from pyro_dropout.interop._dataflow import Flow, follow_dropouts
 from pyro_dropout.interop._given_rates import given_rates
+from pyro_dropout.interop._graphs import inputs_of
 from pyro_dropout.nn.module import BayesianModule
 from pyro_dropout.nn.priors import lengthscale_of
 
@@ -94,11 +95,11 @@ def from_torch(
         >>> from_torch(trained_without, x, rate={nn.Linear: 0.1, "0": 0.0})[1].rates()
         {'0.weight': tensor(0.), '2.weight': tensor(0.1000)}
     """
-    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
+    inputs = inputs_of(net, example)
     if weight_decay is not None and prior is not None:
         raise ValueError("give prior or weight_decay, not both: weight_decay is the prior's precision")
     added = {} if rate is None else given_rates(net, rate)
-    flow = follow_dropouts(net, inputs)
+    flow = follow_dropouts(net, inputs, may_have_none=bool(added))
     _check_active(net, flow, added)
     keeps = {name: math.prod(1 - d.rate for d in dropouts) for name, dropouts in flow.dropouts.items()}
     keeps |= {name: 1 - value for name, value in added.items()}
@@ -163,11 +164,14 @@ def _check_store(guide: Any, module: BayesianModule) -> None:
 def _without_dropout(net: nn.Module, flow: Flow) -> nn.Module:
     """A copy whose dropout layers drop nothing; of a network that calls dropout functions, its graph without them."""
     calls = [d.node for dropouts in flow.dropouts.values() for d in dropouts if d.layer is None]
-    for node in calls:
-        node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
-        flow.graph.graph.erase_node(node)
-    flow.graph.recompile()
-    bare = flow.graph if calls else copy.deepcopy(net)
+    if flow.graph is None or not calls:
+        bare = copy.deepcopy(net)
+    else:
+        bare = flow.graph
+        for node in calls:
+            node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+            bare.graph.erase_node(node)
+        bare.recompile()
     modes = {path: layer.training for path, layer in net.named_modules()}
     for path, layer in bare.named_modules():
         layer.training = modes[path]
