@@ -14,17 +14,17 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.fx.node import map_arg
 
 from pyro_dropout.interop._graphs import Graphs, attribute, draws_of, is_dropout, say
 from pyro_dropout.interop._operations import (
     CONVOLUTION_CALLS,
     DROPOUTS,
-    MOVES,
-    SPATIAL,
+    Step,
     argument,
+    carried,
     hidden_dropout,
-    is_homogeneous,
+    is_tied,
+    is_view,
 )
 from pyro_dropout.nn.slots import CONVOLUTIONS
 
@@ -72,7 +72,8 @@ def follow_dropouts(net: nn.Module, inputs: tuple[Tensor, ...], may_have_none: b
     network = _Network(graphs, inputs)
     found: dict[str, list[Dropout]] = {}
     for dropout in network.dropouts():
-        found.setdefault(network.target(dropout), []).append(dropout)
+        for name in network.targets(dropout):
+            found.setdefault(name, []).append(dropout)
     return Flow(network.graph, found)
 
 
@@ -90,6 +91,10 @@ class _Network:
 
     def layer(self, node: fx.Node) -> nn.Module | None:
         return self.graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+    def kind(self, node: fx.Node) -> Any:
+        layer = self.layer(node)
+        return node.target if layer is None else type(layer)
 
     def say(self, node: fx.Node) -> str:
         return say(self.graph, node)
@@ -113,17 +118,18 @@ class _Network:
             if not is_dropout(self.graph, node):
                 continue
             layer: Any = self.layer(node)
-            kind = node.target if layer is None else type(layer)
             rate = argument(node, 1, "p", 0.5) if layer is None else layer.p
             if rate == 1:
                 raise ValueError(f"{self.say(node)} drops everything; a rate must be in [0, 1)")
             if node not in self.graphs.drawn:
                 continue  # rate 0, or called with training=False
+            if layer is not None:
+                self._check_hooks(node)
             if not isinstance(rate, int | float):
                 raise ValueError(f"{self.say(node)} has a rate that is computed: give it a number")
             if layer.inplace if layer is not None else argument(node, 3, "inplace", False):
                 self._check_in_place(node)
-            yield Dropout(node, rate, DROPOUTS[kind])
+            yield Dropout(node, rate, DROPOUTS[self.kind(node)])
 
     def _check_in_place(self, node: fx.Node) -> None:
         """What a dropout overwrites must not be used by anything else."""
@@ -132,32 +138,58 @@ class _Network:
             if len(source.users) > 1:
                 others = ", ".join(self.say(user) for user in source.users if user is not node)
                 raise ValueError(f"{self.say(node)} drops in place what {others} uses too: give it inplace=False")
-            layer = self.layer(source)
-            if (source.target if layer is None else type(layer)) not in MOVES:
+            if not is_view(self.kind(source)):
                 return
             source = source.args[0]
 
-    def target(self, dropout: Dropout) -> str:
-        """Name of the weight whose input units a dropout masks."""
-        found = set(self._follow(dropout, dropout.node, self._entries(dropout)))
-        if len(found) != 1:
+    def _check_alias(self, step: Step) -> None:
+        """In evaluation mode a dropout returns its input, so that what is overwritten behind it is so before it too."""
+        order = {node: i for i, node in enumerate(self.graph.graph.nodes)}
+        source: Any = step.source
+        behind = False
+        while True:
+            later = [user for user in source.users if order[user] > order[step.node]]
+            if behind and (later or source.op in ("placeholder", "get_attr")):
+                what = f"what {', '.join(map(self.say, later))} uses" if later else f"its input {source.name}"
+                raise ValueError(
+                    f"{self.say(step.node)} overwrites, in evaluation mode, {what}: a dropout returns its input there, "
+                    "and a copy in training; give it inplace=False"
+                )
+            behind = behind or is_dropout(self.graph, source)
+            if not (is_view(self.kind(source)) or self.kind(source) in ("relu_", nn.ReLU, nn.LeakyReLU)):
+                return
+            source = source.args[0]
+
+    def _check_hooks(self, node: fx.Node) -> None:
+        layer = self.layer(node)
+        if layer is not None and (layer._forward_hooks or layer._forward_pre_hooks):
+            raise ValueError(f"{self.say(node)} has a forward hook, which may do anything to a mask: remove it")
+
+    def targets(self, dropout: Dropout) -> list[str]:
+        """Names of the weights whose input units a dropout masks; of several each has entries of its own."""
+        found: dict[str, Tensor] = {}
+        shared = False
+        for name, entries in self._follow(dropout, dropout.node, self._entries(dropout)):
+            units = entries.unique()
+            shared = shared or any(bool(torch.isin(units, other).any()) for n, other in found.items() if n != name)
+            found[name] = units
+        if shared or not found:
             what = f"{', '.join(sorted(found))} at once, which share its mask" if found else "nothing"
             raise ValueError(
                 f"{self.say(dropout.node)} feeds {what}; a dropout posterior has a mask for each weight: give each "
                 "weight layer a dropout of its own"
             )
-        (name,) = found
-        if name not in self.names.values():
-            raise ValueError(
-                f"{self.say(dropout.node)} feeds {name}, which is no parameter (but computed, or a buffer)"
-            )
-        uses = self._uses(name)
-        if uses > 1:
-            raise ValueError(
-                f"{self.say(dropout.node)} feeds {name}, which the network uses {uses} times, but a weight's mask is "
-                "the same each time"
-            )
-        return name
+        for name in found:
+            if name not in self.names.values():
+                raise ValueError(
+                    f"{self.say(dropout.node)} feeds {name}, which is no parameter (but computed, or a buffer)"
+                )
+            if (uses := self._uses(name)) > 1:
+                raise ValueError(
+                    f"{self.say(dropout.node)} feeds {name}, which the network uses {uses} times, but a weight's mask "
+                    "is the same each time"
+                )
+        return list(found)
 
     def _uses(self, name: str) -> int:
         """How often the network uses a parameter, by whatever layer or function."""
@@ -174,45 +206,55 @@ class _Network:
         """Numbers the entries of a mask, and puts each number wherever its entry works."""
         shape, space = self.values[dropout.node].shape, dropout.space
         if space == 0:
-            return torch.arange(shape.numel(), dtype=torch.float64).reshape(shape)
+            return torch.arange(shape.numel(), dtype=torch.int32).reshape(shape)
         if len(shape) != space + 2:
             raise ValueError(
                 f"{self.say(dropout.node)} masks channels, but its input has shape {tuple(shape)}, not the "
                 f"{space + 2} dimensions of [batch, channels, ...]"
             )
-        return torch.arange(shape[:2].numel(), dtype=torch.float64).reshape(*shape[:2], *(1,) * space).expand(shape)
+        return torch.arange(shape[:2].numel(), dtype=torch.int32).reshape(*shape[:2], *(1,) * space).expand(shape)
 
-    def _follow(self, dropout: Dropout, node: fx.Node, entries: Tensor) -> Iterator[str]:
-        """Names of the weights that a mask reaches from ``node`` on, which has these entries of it."""
+    def _follow(self, dropout: Dropout, node: fx.Node, entries: Any) -> Iterator[tuple[str, Tensor]]:
+        """The weights that a mask reaches from ``node`` on, which has these entries of it, and what reaches them."""
         for user in node.users:
-            layer = self.layer(user)
-            kind = user.target if layer is None else type(layer)
-            if not isinstance(self.values.get(user), Tensor) and user.op in ("call_function", "call_method"):
-                continue  # a size
-            if self.weights(user) and user.args[:1] == (node,):
-                yield self._masked(dropout, user, entries)
-            elif is_homogeneous(kind, user):
-                yield from self._follow(dropout, user, entries)
-            elif kind in MOVES or (kind is getattr and user.args[1] in ("mT", "T")):
-                args, kwargs = map_arg((user.args, user.kwargs), lambda n: entries if n is node else self.values[n])
-                call: Any = getattr(torch.Tensor, kind) if isinstance(kind, str) else layer or kind
-                moved: Any = call(*args, **kwargs)
-                yield from self._follow(dropout, user, moved)
-            elif kind in SPATIAL and all(_tied(entries, d) for d in range(2, entries.dim())):
-                shape = self.values[user].shape
-                channels = entries.flatten(2)[..., :1] if entries.dim() > 2 else entries
-                spread = channels.reshape(*entries.shape[:2], *(1,) * (len(shape) - 2)).expand(shape)
-                yield from self._follow(dropout, user, spread)
-            else:
+            step = Step(user, node, self.layer(user), self.values.get(user), self.values)
+            if step.asks_sizes:
+                continue
+            if isinstance(entries, Tensor) and self.weights(user) and step.is_first():
+                yield self._masked(dropout, user, entries), entries
+                continue
+            on = carried(step, entries)
+            if on is None:
                 raise ValueError(
-                    f"{self.say(dropout.node)} is followed by {self.say(user)}, with which its mask does not commute: "
-                    "it must stand before a weight layer, or before what keeps it (ReLU, pooling of channels that are "
-                    "dropped whole, flatten, transpose)"
+                    f"{self.say(dropout.node)} is followed by {self.say(user)}, with which its mask does not commute"
+                    f"{_unbatched(step, entries)}: it must stand before a weight layer, or before what keeps it (ReLU, "
+                    "pooling of channels that are dropped whole, flatten, transpose, split)"
                 )
+            self._check_hooks(user)
+            if step.in_place:
+                self._check_alias(step)
+            yield from self._follow(dropout, user, on)
+
+    def _check_batched(self, user: fx.Node, entries: Tensor) -> None:
+        """Convolutions and recurrent layers take input of one dimension less for a single datum."""
+        layer: Any = self.layer(user)
+        if isinstance(layer, CONVOLUTIONS):
+            dims = len(layer.kernel_size) + 2
+        elif user.target in CONVOLUTION_CALLS:
+            dims = len(self.values[argument(user, 1, "weight", None)].shape)
+        else:
+            dims = 3 if isinstance(layer, nn.RNNBase) else entries.dim()
+        if entries.dim() != dims:
+            raise ValueError(
+                f"{self.say(user)} takes the rows of {tuple(entries.shape)} for parts of one datum: give it {dims} "
+                "dimensions, with the data first"
+            )
 
     def _masked(self, dropout: Dropout, user: fx.Node, entries: Tensor) -> str:
         """The weight of a layer whose input units are masked, if that is what the mask does."""
         layer, names, last = self.layer(user), self.weights(user), entries.dim() - 1
+        if names[0] in self.names.values():  # else what a hook computes the weight for
+            self._check_hooks(user)
         unit, advice = last, "tie it over time (x.mT, nn.Dropout1d, x.mT)"
         if isinstance(layer, nn.RNNBase):
             if not layer.batch_first or layer.bidirectional:
@@ -221,8 +263,9 @@ class _Network:
             names = [name for name in names if name.rpartition(".")[2] == "weight_ih_l0"]
         elif isinstance(layer, CONVOLUTIONS) or user.target in CONVOLUTION_CALLS:
             unit, advice = 1, "drop whole channels (nn.Dropout2d)"
+        self._check_batched(user, entries)
         others = [d for d in range(1, entries.dim()) if d != unit]
-        if entries.shape[0] != self.rows or not all(_tied(entries, d) for d in others):
+        if entries.shape[0] != self.rows or not all(is_tied(entries, d) for d in others):
             raise ValueError(
                 f"{self.say(dropout.node)} draws a mask for each place or time, but {self.say(user)} has one weight "
                 f"for all of them: {advice}"
@@ -235,6 +278,8 @@ class _Network:
         return names[0]
 
 
-def _tied(entries: Tensor, dim: int) -> bool:
-    """Whether a mask is the same along a dimension."""
-    return bool((entries == entries.narrow(dim, 0, 1)).all())
+def _unbatched(step: Step, entries: Any) -> str:
+    """What PyTorch makes of one dimension less."""
+    if step.places is None or not isinstance(entries, Tensor) or entries.dim() != step.places + 1:
+        return ""
+    return f" (it takes the rows of {tuple(entries.shape)} for channels)"

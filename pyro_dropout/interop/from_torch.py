@@ -163,7 +163,7 @@ def _check_store(guide: Any, module: BayesianModule) -> None:
 
 def _without_dropout(net: nn.Module, flow: Flow) -> nn.Module:
     """A copy whose dropout layers drop nothing; of a network that calls dropout functions, its graph without them."""
-    calls = [d.node for dropouts in flow.dropouts.values() for d in dropouts if d.layer is None]
+    calls = {d.node for dropouts in flow.dropouts.values() for d in dropouts if d.layer is None}
     if flow.graph is None or not calls:
         bare = copy.deepcopy(net)
     else:
