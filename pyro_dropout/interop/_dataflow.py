@@ -26,6 +26,7 @@ from pyro_dropout.interop._operations import (
     is_tied,
     is_view,
 )
+from pyro_dropout.interop._sizes import values_of
 from pyro_dropout.nn.slots import CONVOLUTIONS
 
 
@@ -82,11 +83,10 @@ class _Network:
 
     def __init__(self, graphs: Graphs, inputs: tuple[Tensor, ...]) -> None:
         self.graphs, self.graph = graphs, graphs.training
-        interpreter = fx.Interpreter(graphs.evaluation, garbage_collect_values=False)
-        with torch.no_grad():
-            interpreter.run(*inputs)
-        self.values = {node: interpreter.env[same] for node, same in graphs.same.items() if same in interpreter.env}
-        self.rows = len(inputs[0])
+        values = values_of(graphs.evaluation, inputs)
+        self.values = {node: values.of[same] for node, same in graphs.same.items() if same in values.of}
+        self.given = {node: values.given[same] for node, same in graphs.same.items() if same in values.given}
+        self.rows, self.told_apart = values.rows, values.told_apart
         self.names = {id(parameter): name for name, parameter in self.graph.named_parameters()}
 
     def layer(self, node: fx.Node) -> nn.Module | None:
@@ -209,8 +209,8 @@ class _Network:
             return torch.arange(shape.numel(), dtype=torch.int32).reshape(shape)
         if len(shape) != space + 2:
             raise ValueError(
-                f"{self.say(dropout.node)} masks channels, but its input has shape {tuple(shape)}, not the "
-                f"{space + 2} dimensions of [batch, channels, ...]"
+                f"{self.say(dropout.node)} masks channels, but its input has shape {self._shape(dropout.node)}, not "
+                f"the {space + 2} dimensions of [batch, channels, ...]"
             )
         return torch.arange(shape[:2].numel(), dtype=torch.int32).reshape(*shape[:2], *(1,) * space).expand(shape)
 
@@ -226,14 +226,23 @@ class _Network:
             on = carried(step, entries)
             if on is None:
                 raise ValueError(
-                    f"{self.say(dropout.node)} is followed by {self.say(user)}, with which its mask does not commute"
-                    f"{_unbatched(step, entries)}: it must stand before a weight layer, or before what keeps it (ReLU, "
-                    "pooling of channels that are dropped whole, flatten, transpose, split)"
+                    f"{self.say(dropout.node)} is followed by {self.say(user)}, with which its mask does not "
+                    f"commute{self._unbatched(step, entries)}: it must stand before a weight layer, or before what "
+                    "keeps it (ReLU, pooling of channels that are dropped whole, flatten, transpose, split)"
                 )
             self._check_hooks(user)
             if step.in_place:
                 self._check_alias(step)
             yield from self._follow(dropout, user, on)
+
+    def _unbatched(self, step: Step, entries: Any) -> str:
+        """What PyTorch makes of one dimension less."""
+        if step.places is None or not isinstance(entries, Tensor) or entries.dim() != step.places + 1:
+            return ""
+        return f" (it takes the rows of {self._shape(step.source)} for channels)"
+
+    def _shape(self, node: Any) -> tuple[int, ...]:
+        return tuple(self.given[node].shape)
 
     def _check_batched(self, user: fx.Node, entries: Tensor) -> None:
         """Convolutions and recurrent layers take input of one dimension less for a single datum."""
@@ -246,8 +255,8 @@ class _Network:
             dims = 3 if isinstance(layer, nn.RNNBase) else entries.dim()
         if entries.dim() != dims:
             raise ValueError(
-                f"{self.say(user)} takes the rows of {tuple(entries.shape)} for parts of one datum: give it {dims} "
-                "dimensions, with the data first"
+                f"{self.say(user)} takes the rows of {self._shape(user.args[0])} for parts of one datum: give it "
+                f"{dims} dimensions, with the data first"
             )
 
     def _masked(self, dropout: Dropout, user: fx.Node, entries: Tensor) -> str:
@@ -265,6 +274,12 @@ class _Network:
             unit, advice = 1, "drop whole channels (nn.Dropout2d)"
         self._check_batched(user, entries)
         others = [d for d in range(1, entries.dim()) if d != unit]
+        if not self.told_apart and any(entries.shape[d] == 1 for d in others):
+            raise ValueError(
+                f"{self.say(dropout.node)} masks an input of shape {self._shape(user.args[0])} of {self.say(user)}, "
+                "which does not tell whether it draws a mask for each place or time: give an example with two or more "
+                "of them"
+            )
         if entries.shape[0] != self.rows or not all(is_tied(entries, d) for d in others):
             raise ValueError(
                 f"{self.say(dropout.node)} draws a mask for each place or time, but {self.say(user)} has one weight "
@@ -276,10 +291,3 @@ class _Network:
                 "mask has an entry for each"
             )
         return names[0]
-
-
-def _unbatched(step: Step, entries: Any) -> str:
-    """What PyTorch makes of one dimension less."""
-    if step.places is None or not isinstance(entries, Tensor) or entries.dim() != step.places + 1:
-        return ""
-    return f" (it takes the rows of {tuple(entries.shape)} for channels)"
