@@ -44,9 +44,9 @@ class Dropout(NamedTuple):
 
 
 class Flow(NamedTuple):
-    """What is found out about a network: its graph, if it has one, and the dropouts that mask each weight's units."""
+    """What is found out about a network: its graphs, if it has them, and the dropouts that mask each weight's units."""
 
-    graph: fx.GraphModule | None
+    graphs: Graphs | None
     dropouts: dict[str, list[Dropout]]
 
 
@@ -75,7 +75,7 @@ def follow_dropouts(net: nn.Module, inputs: tuple[Tensor, ...], may_have_none: b
     for dropout in network.dropouts():
         for name in network.targets(dropout):
             found.setdefault(name, []).append(dropout)
-    return Flow(network.graph, found)
+    return Flow(graphs, found)
 
 
 class _Network:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import operator
 import traceback
 from collections.abc import Callable, Mapping
 from itertools import count, zip_longest
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from pyro_dropout._modes import forked_rng
 from pyro_dropout.interop._operations import DROPOUTS, hidden_dropout
@@ -180,6 +181,38 @@ class Graphs:
                 )
         return same
 
+    def of_both(self, dropped: set[fx.Node]) -> fx.GraphModule:
+        """One graph for both modes, without these dropouts: where arguments differ, the module's own mode chooses."""
+        graph = self.training.graph
+        for node in self.by_mode:
+            stack = list(node.meta.get("nn_module_stack", {}).values())
+            path = stack[-1][0] if stack and stack[-1][0] in dict(self.training.named_modules()) else ""
+            with graph.inserting_before(node):
+                mode = graph.create_node("get_attr", f"{path}.training".lstrip("."))
+                node.args, node.kwargs = self._by_mode(node, mode)
+        for node in dropped:
+            node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+            graph.erase_node(node)
+        self.training.recompile()
+        return self.training
+
+    def _by_mode(self, node: fx.Node, mode: fx.Node) -> Any:
+        """The arguments of a step, of which each that differs is a choice by the mode."""
+        own, spec = tree_flatten((tuple(node.args), dict(node.kwargs)))
+        other, other_spec = tree_flatten((tuple(self.same[node].args), dict(self.same[node].kwargs)))
+        if spec != other_spec:
+            raise ValueError(
+                f"{say(self.training, node)} differs between training and evaluation by the number of its arguments: "
+                "give it the same in both modes, or take nn.Dropout layers instead of functions"
+            )
+        chosen = [
+            a
+            if isinstance(a, fx.Node) or repr(a) == repr(b)
+            else mode.graph.call_function(operator.getitem, ((b, a), mode))
+            for a, b in zip(own, other, strict=True)
+        ]
+        return tree_unflatten(chosen, spec)
+
 
 def is_dropout(graph: fx.GraphModule, node: fx.Node) -> bool:
     """Whether a step is a dropout whose mask can be followed."""
@@ -201,6 +234,8 @@ def _same_step(
         own, other = attribute(a_graph, a), attribute(b_graph, b)
         if own is not other and not (own.shape == other.shape and torch.equal(own, other)):
             return False
+    if a.op == "output" and not _same_arguments(a, b):
+        return False
     return [same[n] for n in a.all_input_nodes] == b.all_input_nodes
 
 

@@ -162,16 +162,9 @@ def _check_store(guide: Any, module: BayesianModule) -> None:
 
 
 def _without_dropout(net: nn.Module, flow: Flow) -> nn.Module:
-    """A copy whose dropout layers drop nothing; of a network that calls dropout functions, its graph without them."""
+    """A copy whose dropout layers drop nothing; of a network that calls functions, its graph without them."""
     calls = {d.node for dropouts in flow.dropouts.values() for d in dropouts if d.layer is None}
-    if flow.graph is None or not calls:
-        bare = copy.deepcopy(net)
-    else:
-        bare = flow.graph
-        for node in calls:
-            node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
-            bare.graph.erase_node(node)
-        bare.recompile()
+    bare = copy.deepcopy(net) if flow.graphs is None or not calls else flow.graphs.of_both(calls)
     modes = {path: layer.training for path, layer in net.named_modules()}
     for path, layer in bare.named_modules():
         layer.training = modes[path]
