@@ -1,6 +1,8 @@
 """What may differ between training and evaluation, how inputs come in, and what cannot be followed."""
 
 import copy
+import warnings
+from functools import partial
 
 import pyro.poutine as poutine
 import pytest
@@ -110,3 +112,112 @@ class Dictionary(Auxiliary):
 def test_what_a_difference_is_is_said(net, message):
     with pytest.raises(ValueError, match=message):
         from_torch(net, X4)
+
+
+# Inputs
+
+
+class Masked(nn.Module):
+    """What transformers look like: optional inputs, numbers, flags."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.drop = nn.Linear(4, 4), nn.Linear(4, 2), nn.Dropout(0.3)
+
+    def forward(self, x, mask=None, scale=2.0, flip=False, *, name="mean"):
+        h = self.a(x)
+        if mask is not None:
+            h = h * mask
+        if flip:
+            h = h.flip(-1)
+        out = self.b(self.drop(h.relu()) * scale)
+        return out if name == "mean" else -out
+
+
+@pytest.mark.parametrize("inputs", [(X4,), (X4, (X4 > 0).float())])
+def test_inputs_that_are_not_given_have_their_defaults(inputs):
+    net, inputs = scaled(Masked()).double().eval(), [x.double() for x in inputs]
+    model, guide = from_torch(net, inputs)
+    assert {s: round(r.item(), 6) for s, r in guide.rates().items()} == {"a.weight": 0.0, "b.weight": 0.3}
+    torch.testing.assert_close(poutine.condition(model.eval(), data=guide.median())(*inputs), net(*inputs))
+
+
+def test_a_forward_of_any_number_of_inputs():
+    class Sum(Masked):
+        def forward(self, *inputs):
+            return self.b(self.drop(self.a(inputs[0] + inputs[1]).relu()))
+
+    assert from_torch(Sum(), (X4, X4))[1].rates()["b.weight"].item() == pytest.approx(0.3)
+
+
+class Mapped(Masked):
+    def forward(self, batch):
+        return self.b(self.drop(self.a(batch["x"])))
+
+
+class Asserting(Masked):
+    def forward(self, x):
+        assert x.shape[1] == 4
+        return self.b(self.drop(self.a(x)))
+
+
+class Checking(Masked):
+    def forward(self, x):
+        if x.size(1) != 4:
+            raise ValueError("wrong width")
+        return self.b(self.drop(self.a(x)))
+
+
+class Looping(Masked):
+    def forward(self, x):
+        return sum(self.b(self.drop(self.a(row.unsqueeze(0)))) for row in x)
+
+
+compiled = partial(torch.compile, backend="eager")
+
+
+def wrapped(kind):
+    return nn.Sequential(nn.Linear(4, 4), kind(Masked()))
+
+
+@pytest.mark.parametrize(
+    ("net", "example", "error", "message"),
+    [
+        (nn.DataParallel(Masked()), X4, TypeError, "net is a DataParallel.*: give its .module"),
+        (wrapped(nn.DataParallel), X4, TypeError, "Sequential has at '1' a DataParallel.*: give its .module"),
+        (compiled(Masked()), X4, TypeError, "net is a OptimizedModule.*: give its ._orig_mod"),
+        (wrapped(compiled), X4, TypeError, "Sequential has at '1' a OptimizedModule.*_orig_mod"),
+        (compiled(lambda x: x), X4, TypeError, "net must be a torch.nn.Module, but found function"),
+        (lambda x: x, X4, TypeError, "net must be a torch.nn.Module, but found function"),
+        (Masked, X4, TypeError, "net must be a torch.nn.Module, but found the class Masked: give an instance"),
+        (Mapped(), {"x": X4}, TypeError, r"example is a mapping \(x\).*: give from_torch a module whose forward takes"),
+        (Mapped(), ({"x": X4},), TypeError, r"example\[0\] is a dict, but must be a tensor"),
+        (Masked(), (X4, None), TypeError, r"example\[1\] is a NoneType, but must be a tensor: leave it out"),
+        (Masked(), 3.0, TypeError, "example must be a tensor or a sequence of tensors, but found float"),
+        (Masked(), (X4,) * 6, ValueError, r"forward\(x, mask=None.* does not take the 6 tensors of example"),
+        (Asserting(), X4, ValueError, r"forward of Asserting cannot be followed at 'assert x.shape\[1\] == 4'"),
+        (
+            Checking(),
+            X4,
+            ValueError,
+            r"forward of Checking cannot be followed at 'if x.size\(1\) != 4:'.*: give a module",
+        ),
+        (Looping(), X4, ValueError, "forward of Looping cannot be followed at 'return sum"),
+        (Masked(), torch.randn(3, 5), ValueError, "Masked fails in evaluation mode for the example: "),
+    ],
+)
+def test_what_to_give_instead_is_said(net, example, error, message):
+    with pytest.raises(error, match=message):
+        from_torch(net, example)
+
+
+def scripted(make):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scripting is deprecated
+        return make(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.3)))
+
+
+@pytest.mark.parametrize("make", [torch.jit.script, lambda net: torch.jit.trace(net.eval(), X4)])
+def test_a_scripted_network_is_asked_for_as_it_was(make):
+    with pytest.raises(TypeError, match=r"net is a ScriptModule.*: give the module that it was made from"):
+        from_torch(scripted(make), X4)
