@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,12 +10,14 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from pyro_dropout._modes import evaluation_mode
 from pyro_dropout.guides.auto import AutoBernoulliDropout
 from pyro_dropout.interop._dataflow import Flow, follow_dropouts
 from pyro_dropout.interop._given_rates import given_rates
-from pyro_dropout.interop._graphs import inputs_of
+from pyro_dropout.interop._graphs import twin
+from pyro_dropout.interop._inputs import inputs_of
 from pyro_dropout.nn.module import BayesianModule
 from pyro_dropout.nn.priors import lengthscale_of
 
@@ -50,8 +51,10 @@ def from_torch(
     (MC eq. 12, ``τ = keep · l² / (2 N λ_MC)``, with the paper's unscaled ``M = loc / keep`` and ``λ_MC ‖M‖²`` taken to
     ``loc`` and λ/2).
 
-    :param net: any network that ``torch.fx`` can follow; it is not changed.
-    :param example: inputs of the network, two rows of data or more; only shapes matter.
+    :param net: any network that ``torch.fx`` can follow; it is not changed. With ``rate`` also one that it cannot
+        follow, if nothing in it is random.
+    :param example: inputs of the network by position, two rows of data or more; only shapes matter. Those that are
+        left out have their defaults.
     :param model: makes the Pyro model from the ``BayesianModule``, such as a likelihood around it; by default the
         module is the model.
     :param rate: rates, in [0, 1), of weights that have no dropout: masks of their input units. A number is for all
@@ -76,9 +79,11 @@ def from_torch(
     :returns: the model, and the guide; like any AutoGuide the guide of a ``model`` is set up at its first call.
     :raises ValueError: no active dropout in the network, and no ``rate``; a key of ``rate`` that matches nothing, or a
         weight that has a dropout already; a dropout that is no mask of one weight's input units (after the weights;
-        inside attention or between recurrent layers; one mask for each pixel or time step), naming the layers; a weight
-        decay without size, or that is not positive; parameters of another guide in Pyro's global store.
-    :raises TypeError: a ``rate`` that is no number, or is given by what is neither name nor type.
+        inside attention or between recurrent layers; one mask for each pixel or time step), any other random numbers,
+        a network that computes other things in training, naming the layers; a weight decay without size, or that is
+        not positive; parameters of another guide in Pyro's global store.
+    :raises TypeError: a network or inputs of another kind (compiled, scripted, a mapping); a ``rate`` that is no
+        number, or is given by what is neither name nor type.
 
     Example::
 
@@ -126,7 +131,8 @@ def from_torch(
     posterior = guide(made, rate=rate_of)
     _check_store(posterior, module)
     if model is None:
-        with torch.no_grad(), evaluation_mode():  # only shapes matter: batch normalisation keeps its statistics
+        # Only shapes matter, so batch normalisation keeps its statistics. With gradients, as guides copy means without.
+        with evaluation_mode(), torch.enable_grad(), _CopiedOnce(module):
             posterior(*inputs)
     return made, posterior
 
@@ -148,6 +154,24 @@ def _could_drop(layer: nn.Module) -> bool:
     return isinstance(layer, nn.modules.dropout._DropoutNd) or bool(getattr(layer, "dropout", 0.0))
 
 
+class _CopiedOnce(TorchFunctionMode):
+    """Inside, a guide that is set up copies the module's weights once, for itself.
+
+    Setting up runs the model twice at its initial values, for each of which they would be copied too: too much of a
+    large network.
+    """
+
+    def __init__(self, module: BayesianModule) -> None:
+        super().__init__()
+        slots = module._slots.values()
+        self._weights = {id(slot.value) for slot in slots if slot.units is not None and len(slot.value.shape) > 1}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.clone and id(args[0]) in self._weights:
+            return args[0].detach()
+        return func(*args, **(kwargs or {}))
+
+
 def _check_store(guide: Any, module: BayesianModule) -> None:
     """Pyro's global store would give a new guide the weights of an older one, by their names."""
     if pyro.settings.get("module_local_params"):
@@ -162,9 +186,12 @@ def _check_store(guide: Any, module: BayesianModule) -> None:
 
 
 def _without_dropout(net: nn.Module, flow: Flow) -> nn.Module:
-    """A copy whose dropout layers drop nothing; of a network that calls functions, its graph without them."""
+    """The network with dropout layers that drop nothing; of one that calls functions, its graph without them.
+
+    Its parameters are the network's own, as ``BayesianModule`` copies them.
+    """
     calls = {d.node for dropouts in flow.dropouts.values() for d in dropouts if d.layer is None}
-    bare = copy.deepcopy(net) if flow.graphs is None or not calls else flow.graphs.of_both(calls)
+    bare = twin(net, net.training) if flow.graphs is None or not calls else flow.graphs.of_both(calls)
     modes = {path: layer.training for path, layer in net.named_modules()}
     for path, layer in bare.named_modules():
         layer.training = modes[path]
