@@ -90,6 +90,7 @@ REFUSED = {  # after a dropout: what is done, the input, and the name in the mes
     "all parts at once": (lambda n, x: n.a(torch.cat(n.drop(x).unflatten(1, (2, 2)).unbind(1), -1)), X4, "cat"),
     "places of data": (lambda n, x: n.a(n.drop(x)[:, x[0].argsort()]), X4, "getitem"),
     "twice an input": (lambda n, x: (lambda h: F.linear(h, n.a.weight, h[0]))(n.drop(x)), X4, r"linear|weight"),
+    "input and bias": (lambda n, x: (lambda h: F.linear(h, n.a.weight, h))(n.drop(x)), X4, "followed by linear"),
     "a weight of data": (lambda n, x: F.linear(x, n.drop(x)), X4, "linear"),
     "the other argument": (lambda n, x: n.a(x.to(n.drop(x))), X4, "to"),
     "the state": (lambda n, x: n.rnn(x, n.drop(x[:, 0]).unsqueeze(0))[0], X3D, "rnn"),

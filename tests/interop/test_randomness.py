@@ -63,6 +63,19 @@ def test_numbers_that_change_from_call_to_call_in_training_are_refused():
         from_torch(net, X4)
 
 
+def own_noise(x):
+    return x * float(OWN.random())
+
+
+torch.fx.wrap("own_noise")
+
+
+def test_a_step_with_a_generator_of_its_own_is_refused():
+    """Nobody sees it draw, but a pass of the network itself differs."""
+    with pytest.raises(ValueError, match="two passes of Functions in evaluation mode differ"):
+        from_torch(Functions(lambda n, x: own_noise(n.a(n.drop(x)))), X4)
+
+
 LAYERS = {
     "RReLU": (nn.RReLU(), X4),
     "FractionalMaxPool2d": (nn.FractionalMaxPool2d(2, output_size=3), IMAGE),

@@ -17,6 +17,7 @@ OTHERS = {
     "tied": lambda: TiedDropout(0.3),
     "drop2": lambda: nn.Dropout2d(0.3),
     "one": lambda: nn.Linear(1, 2),
+    "fixed": lambda: nn.Linear(12, 2),
     "mix": lambda: nn.Linear(4, 4),
 }
 
@@ -51,6 +52,7 @@ REFUSED = {
     "one unit": (lambda n, x: n.one(n.drop(x).unsqueeze(-1)), (2, 1), PLACE),
     "one unit of times": (lambda n, x: n.one(n.drop(x)), (2, 1, 1), PLACE),
     "as many times as rows": (swapped, (3, 3, 4), PLACE),
+    "as many times as rows, fixed": (lambda n, x: n.fixed(swapped(n, x).flatten(1)), (3, 3, 4), PLACE),
     "as many times as rows, back": (across, (3, 3, 4), PLACE),
     "single times": (lambda n, x: n.a(n.drop(x.squeeze(1))), (2, 1, 4), PLACE),
     "images as rows": (lambda n, x: n.conv(n.drop2(x.flatten(0, 1))).flatten(1), (2, 1, 4, 3, 3), PLACE),
