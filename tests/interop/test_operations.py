@@ -162,7 +162,7 @@ def test_what_asks_for_sizes_alone_is_no_use_of_the_mask():
 )
 def test_pools_with_the_dimensions_that_they_are_for_keep_channels(pool, x):
     drop, conv = (nn.Dropout1d(0.3), nn.Conv1d(5, 2, 1)) if x.dim() == 3 else (nn.Dropout2d(0.3), nn.Conv2d(4, 2, 1))
-    net, x = scaled(nn.Sequential(drop, pool, conv)).double().eval(), x.double()
+    net, x = scaled(nn.Sequential(drop, pool, conv)).double().eval(), torch.randn(x.shape).double()
     model, guide = from_torch(net, x)
     draws = DropoutPredictive(model, guide=guide, num_samples=PASSES, return_sites=["_RETURN"])(x)["_RETURN"]
     passes = dropout_passes(net, x, PASSES)
