@@ -1,11 +1,13 @@
 """Ways in and out: PyTorch networks that have dropout, ArviZ.
 
 ``from_torch`` takes a trained network with dropout layers to a Pyro model and its dropout posterior, with the network's
-own weights and rates; ``to_torch`` writes a posterior back into a plain network whose training mode draws from it.
-Which weight a dropout masks is found by following its mask through the network's graph (``_dataflow``); what is no mask
-of one weight is refused, with the names of the layers. ``arviz`` exports a fitted SVI, posterior, predictions and
-pointwise log-likelihoods from the same draws, to ``InferenceData`` or ``DataTree`` (``groups``). Nothing here is needed
-to train.
+own weights and rates; ``to_torch`` writes a posterior back into a plain network whose training mode draws from it. The
+network's graphs in both modes (``_graphs``) must differ in nothing random but dropout (``_randomness``). Which weight a
+dropout masks is found by following its mask (``_dataflow``) through what each operation does to it (``_operations``),
+at sizes that tell dimensions apart (``_sizes``); what is no mask of a weight is refused, with the names of the layers.
+Weights without dropout take rates by name or type (``_given_rates``). ``arviz`` exports a fitted SVI, posterior,
+predictions and pointwise log-likelihoods from the same draws, to ``InferenceData`` or ``DataTree`` (``groups``).
+Nothing here is needed to train.
 """
 
 from pyro_dropout.interop.arviz import from_pyro_svi

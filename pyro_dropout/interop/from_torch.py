@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,10 +10,14 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from pyro_dropout._modes import evaluation_mode
 from pyro_dropout.guides.auto import AutoBernoulliDropout
 from pyro_dropout.interop._dataflow import Flow, follow_dropouts
+from pyro_dropout.interop._given_rates import given_rates
+from pyro_dropout.interop._graphs import twin
+from pyro_dropout.interop._inputs import inputs_of
 from pyro_dropout.nn.module import BayesianModule
 from pyro_dropout.nn.priors import lengthscale_of
 
@@ -24,20 +27,21 @@ def from_torch(
     example: Tensor | Sequence[Tensor],
     model: Callable[[BayesianModule], Callable] | None = None,
     *,
+    rate: Any = None,
     guide: Callable = AutoBernoulliDropout,
     prior: Any = None,
     weight_decay: float | None = None,
     size: int | None = None,
     precision: float = 1.0,
 ) -> tuple[Any, Any]:
-    r"""A trained network with dropout layers as a Pyro model and its dropout posterior (MC section 3).
+    r"""A trained network as a Pyro model and its dropout posterior (MC section 3).
 
     Each dropout layer's rate goes to the weight whose input units it masks; the weights are the network's own
     (``loc = E[W]`` is PyTorch's inverted scaling). A layer may stand before ReLU, pooling of whole channels, reshaping
     and transposing, with which its mask commutes; several in a row multiply, ``keep = keep₁ keep₂``. Weights without a
-    dropout have rate 0. Draws have the distribution of the network's passes with its dropout layers alone in training
-    mode: those of each datum as function draws, those of all data jointly with masks per datum; ``guide.median()`` is
-    ``net.eval()``.
+    dropout have rate 0, or the one that ``rate`` gives them: so networks come in that were trained without dropout.
+    Draws have the distribution of the network's passes with its dropout layers alone in training mode: those of each
+    datum as function draws, those of all data jointly with masks per datum; ``guide.median()`` is ``net.eval()``.
 
     ``weight_decay`` λ of ``torch.optim``, which adds λ/2 ‖w‖² to the mean loss of a datum, becomes the prior
     ``Normal(0, 1/l)`` with
@@ -47,10 +51,23 @@ def from_torch(
     (MC eq. 12, ``τ = keep · l² / (2 N λ_MC)``, with the paper's unscaled ``M = loc / keep`` and ``λ_MC ‖M‖²`` taken to
     ``loc`` and λ/2).
 
-    :param net: any network that ``torch.fx`` can follow; it is not changed.
-    :param example: inputs of the network, two rows of data or more; only shapes matter.
+    :param net: any network that ``torch.fx`` can follow; it is not changed. With ``rate`` also one that it cannot
+        follow, if nothing in it is random.
+    :param example: inputs of the network by position, two rows of data or more; only shapes matter. Those that are
+        left out have their defaults.
     :param model: makes the Pyro model from the ``BayesianModule``, such as a likelihood around it; by default the
         module is the model.
+    :param rate: rates, in [0, 1), of weights that have no dropout: masks of their input units. A number is for all
+        linear layers, convolutions and recurrent layers. A function gets the weight's name and its layer, and returns a
+        number, or None for no dropout. In a mapping to numbers a key means
+
+        * a weight's own name, as in ``net.named_parameters()``: ``"fc1.weight"``, ``"lstm.weight_hh_l0"``;
+        * the path of a module, as in ``net.named_modules()``: all weights in it, ``"fc1"``, ``"features"``;
+        * a type: all layers of it, ``nn.Linear``.
+
+        The most particular key decides, in this order, then the innermost module or narrowest type; what no key
+        matches has no dropout. A recurrent layer's ``weight_hh_*``, whose masks are on its state, are meant by their
+        own name, or by a function, alone.
     :param guide: makes the guide from model and ``rate``: ``AutoBernoulliDropout`` for the given rates,
         ``partial(AutoBernoulliDropout, learnable=True)`` or ``AutoConcreteDropout`` to learn them from here.
     :param prior: as in :class:`~pyro_dropout.BayesianModule`, instead of a weight decay; ``Normal(0, 1)`` by default.
@@ -60,9 +77,13 @@ def from_torch(
     :param precision: negative log-likelihood of a datum per unit of the training loss: 1 for cross-entropy, τ for ½
         squared error, τ/2 for ``nn.MSELoss``.
     :returns: the model, and the guide; like any AutoGuide the guide of a ``model`` is set up at its first call.
-    :raises ValueError: a dropout that is no mask of one weight's input units (after the weights; inside attention or
-        between recurrent layers; one mask for each pixel or time step), naming the layers; a weight decay without
-        size, or that is not positive; parameters of another guide in Pyro's global store.
+    :raises ValueError: no active dropout in the network, and no ``rate``; a key of ``rate`` that matches nothing, or a
+        weight that has a dropout already; a dropout that is no mask of one weight's input units (after the weights;
+        inside attention or between recurrent layers; one mask for each pixel or time step), any other random numbers,
+        a network that computes other things in training, naming the layers; a weight decay without size, or that is
+        not positive; parameters of another guide in Pyro's global store.
+    :raises TypeError: a network or inputs of another kind (compiled, scripted, a mapping); a ``rate`` that is no
+        number, or is given by what is neither name nor type.
 
     Example::
 
@@ -74,12 +95,19 @@ def from_torch(
         >>> from pyro_dropout import DropoutPredictive
         >>> DropoutPredictive(model, guide=guide, num_samples=100, return_sites=["_RETURN"])(x)["_RETURN"].shape
         torch.Size([100, 5, 1])
+        >>> trained_without = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1))
+        >>> pyro.clear_param_store()
+        >>> from_torch(trained_without, x, rate={nn.Linear: 0.1, "0": 0.0})[1].rates()
+        {'0.weight': tensor(0.), '2.weight': tensor(0.1000)}
     """
-    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
+    inputs = inputs_of(net, example)
     if weight_decay is not None and prior is not None:
         raise ValueError("give prior or weight_decay, not both: weight_decay is the prior's precision")
-    flow = follow_dropouts(net, inputs)
+    added = {} if rate is None else given_rates(net, rate)
+    flow = follow_dropouts(net, inputs, may_have_none=bool(added))
+    _check_active(net, flow, added)
     keeps = {name: math.prod(1 - d.rate for d in dropouts) for name, dropouts in flow.dropouts.items()}
+    keeps |= {name: 1 - value for name, value in added.items()}
     bare = _without_dropout(net, flow)
 
     def decayed(name: str, _: Tensor) -> Any:
@@ -96,17 +124,52 @@ def from_torch(
         )
     module.dropout_layers = _dropout_layers(flow)
     made = module if model is None else model(module)
-    rates = {name: 1 - keep for name, keep in keeps.items()}
 
-    def rate(site: str) -> float:
-        return {module.site_name(name): value for name, value in rates.items()}.get(site, 0.0)
+    def rate_of(site: str) -> float:
+        return {module.site_name(name): 1 - keep for name, keep in keeps.items()}.get(site, 0.0)
 
-    posterior = guide(made, rate=rate)
+    posterior = guide(made, rate=rate_of)
     _check_store(posterior, module)
     if model is None:
-        with torch.no_grad(), evaluation_mode():  # only shapes matter: batch normalisation keeps its statistics
+        # Only shapes matter, so batch normalisation keeps its statistics. With gradients, as guides copy means without.
+        with evaluation_mode(), torch.enable_grad(), _CopiedOnce(module):
             posterior(*inputs)
     return made, posterior
+
+
+def _check_active(net: nn.Module, flow: Flow, added: dict[str, float]) -> None:
+    """Each weight has the rate of its dropouts or a given one; without any there is no posterior."""
+    if both := sorted(added.keys() & flow.dropouts.keys()):
+        raise ValueError(f"rate gives {', '.join(both)} a rate, which a dropout of {type(net).__name__} masks already")
+    if not added and not flow.dropouts:
+        idle = [f"{type(m).__name__} {path!r}" for path, m in net.named_modules() if _could_drop(m)]
+        there = f" ({', '.join(idle[:3])} {'drop' if len(idle) > 1 else 'drops'} nothing)" if idle else ""
+        raise ValueError(
+            f"{type(net).__name__} has no active dropout{there}, so that its posterior would be a single function: "
+            "give rate, a number for all weight layers or a mapping such as {nn.Linear: 0.1}"
+        )
+
+
+def _could_drop(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.modules.dropout._DropoutNd) or bool(getattr(layer, "dropout", 0.0))
+
+
+class _CopiedOnce(TorchFunctionMode):
+    """Inside, a guide that is set up copies the module's weights once, for itself.
+
+    Setting up runs the model twice at its initial values, for each of which they would be copied too: too much of a
+    large network.
+    """
+
+    def __init__(self, module: BayesianModule) -> None:
+        super().__init__()
+        slots = module._slots.values()
+        self._weights = {id(slot.value) for slot in slots if slot.units is not None and len(slot.value.shape) > 1}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.clone and id(args[0]) in self._weights:
+            return args[0].detach()
+        return func(*args, **(kwargs or {}))
 
 
 def _check_store(guide: Any, module: BayesianModule) -> None:
@@ -123,13 +186,12 @@ def _check_store(guide: Any, module: BayesianModule) -> None:
 
 
 def _without_dropout(net: nn.Module, flow: Flow) -> nn.Module:
-    """A copy whose dropout layers drop nothing; of a network that calls dropout functions, its graph without them."""
-    calls = [d.node for dropouts in flow.dropouts.values() for d in dropouts if d.layer is None]
-    for node in calls:
-        node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
-        flow.graph.graph.erase_node(node)
-    flow.graph.recompile()
-    bare = flow.graph if calls else copy.deepcopy(net)
+    """The network with dropout layers that drop nothing; of one that calls functions, its graph without them.
+
+    Its parameters are the network's own, as ``BayesianModule`` copies them.
+    """
+    calls = {d.node for dropouts in flow.dropouts.values() for d in dropouts if d.layer is None}
+    bare = twin(net, net.training) if flow.graphs is None or not calls else flow.graphs.of_both(calls)
     modes = {path: layer.training for path, layer in net.named_modules()}
     for path, layer in bare.named_modules():
         layer.training = modes[path]

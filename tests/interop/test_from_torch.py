@@ -176,8 +176,10 @@ def test_a_dropout_whose_weight_gets_no_prior_is_not_lost():
 
 
 def test_a_layer_whose_dropout_is_off_needs_none():
-    model, guide = from_torch(nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True).eval(), X3D)
-    assert not any(rate.any() for rate in guide.rates().values())
+    """Beside an active one; alone it is an error (``test_given_rates``)."""
+    idle = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
+    model, guide = from_torch(nn.Sequential(idle, nn.Flatten(), nn.Dropout(0.3), nn.Linear(20, 2)).eval(), X3D)
+    assert [site for site, rate in guide.rates().items() if rate.any()] == ["3.weight"]
     assert isinstance(model, BayesianModule)
 
 

@@ -108,7 +108,7 @@ def test_what_a_dropout_layer_cannot_do():
     [
         (
             lambda: to_torch(
-                BayesianModule(orders()), from_torch(nn.Linear(2, 1), torch.randn(2, 2))[1], torch.randn(2, 6)
+                BayesianModule(orders()), from_torch(nn.Linear(2, 1), torch.randn(2, 2), rate=0.1)[1], torch.randn(2, 6)
             ),
             "the guide has no 1.weight",
         ),
