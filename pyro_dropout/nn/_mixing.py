@@ -67,8 +67,5 @@ def _first(value: Tensor, event_dim: int, masks: LeafSource) -> Tensor:
         return value.detach()[(0,) * (value.dim() - event_dim)].clone()
     loc, keep = value.loc.detach(), value.keep.detach()
     loc, keep = loc[(0,) * (loc.dim() - event_dim)].clone(), keep[(0,) * (keep.dim() - 1)].clone()
-    if value.units.count(value.event_shape) == 0:
-        return loc
-    return MaskedWeight(
-        loc, DatumMask(masks.of(value.units.count(value.event_shape), loc)), keep, value.units, value.site
-    )
+    mask = DatumMask(masks.of(value.units.count(value.event_shape), loc))
+    return MaskedWeight(loc, mask, keep, value.units, value.site)
