@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import integrate
 
-from pyro_dropout.masks import BernoulliMask, ConcreteMask
+from pyro_dropout.masks import ARM, BernoulliMask, ConcreteMask
 from pyro_dropout.weights import MaskedWeight, quantised_cross_entropy
 from tests.support.scenarios import assert_same_mean, bernoulli_entropy
 
@@ -131,3 +131,18 @@ def test_hard_masks_are_reparametrised_only_at_fixed_rates():
 def test_wrong_masks_say_what_was_found(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("learned", [False, True])
+def test_small_rates_drop_in_half_precision(dtype, learned):
+    """Numbers close to 1 are 1 in these types: rates are what is kept."""
+    logits = torch.tensor([7.0], dtype=dtype, requires_grad=True)
+    mask = (
+        BernoulliMask(logits=logits, units=1000) if learned else BernoulliMask(rate=logits.neg().sigmoid(), units=1000)
+    )
+    z = ARM().sample(mask, torch.Size([1000]))[0][0] if learned else mask.expand([1000])()
+    assert z.dtype == dtype
+    expected = mask.rate.item()
+    assert expected == pytest.approx(9.1e-4, rel=0.01)
+    assert abs((z == 0).double().mean().item() - expected) < 5 * math.sqrt(expected / 1e6)
