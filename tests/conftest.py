@@ -13,3 +13,4 @@ def _clean_pyro():
     yield
     pyro.clear_param_store()
     pyro.settings.set(module_local_params=False)
+    pyro.enable_validation(True)  # which the import of the compiler switches off

@@ -173,9 +173,6 @@ class Looping(Masked):
         return sum(self.b(self.drop(self.a(row.unsqueeze(0)))) for row in x)
 
 
-compiled = partial(torch.compile, backend="eager")
-
-
 def wrapped(kind):
     return nn.Sequential(nn.Linear(4, 4), kind(Masked()))
 
@@ -185,9 +182,6 @@ def wrapped(kind):
     [
         (nn.DataParallel(Masked()), X4, TypeError, "net is a DataParallel.*: give its .module"),
         (wrapped(nn.DataParallel), X4, TypeError, "Sequential has at '1' a DataParallel.*: give its .module"),
-        (compiled(Masked()), X4, TypeError, "net is a OptimizedModule.*: give its ._orig_mod"),
-        (wrapped(compiled), X4, TypeError, "Sequential has at '1' a OptimizedModule.*_orig_mod"),
-        (compiled(lambda x: x), X4, TypeError, "net must be a torch.nn.Module, but found function"),
         (lambda x: x, X4, TypeError, "net must be a torch.nn.Module, but found function"),
         (Masked, X4, TypeError, "net must be a torch.nn.Module, but found the class Masked: give an instance"),
         (Mapped(), {"x": X4}, TypeError, r"example is a mapping \(x\).*: give from_torch a module whose forward takes"),
@@ -209,6 +203,20 @@ def wrapped(kind):
 def test_what_to_give_instead_is_said(net, example, error, message):
     with pytest.raises(error, match=message):
         from_torch(net, example)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda compiled: compiled(Masked()), "net is a OptimizedModule.*: give its ._orig_mod"),
+        (lambda compiled: wrapped(compiled), "Sequential has at '1' a OptimizedModule.*_orig_mod"),
+        (lambda compiled: compiled(lambda x: x), "net must be a torch.nn.Module, but found function"),
+    ],
+)
+def test_what_to_give_instead_of_what_is_compiled(make, message):
+    net = make(partial(torch.compile, backend="eager"))  # here: its import switches the validation of priors off
+    with pytest.raises(TypeError, match=message):
+        from_torch(net, X4)
 
 
 def scripted(make):
