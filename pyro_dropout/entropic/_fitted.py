@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
@@ -115,61 +115,88 @@ def solve(data: RegressionData, prior: Prior, rows: tuple[Any, Tensor] | None = 
     :param rows: all of the data, where they are at hand: what sums of products lose of little noise is in them.
     :raises ValueError: data and prior leave a coefficient or the noise undetermined.
     """
-    keep, rate, n = prior.keep, 1 - prior.keep, data.n
-    x_mean, y_mean = data.means() if prior.intercept else (torch.zeros(data.p, dtype=torch.float64), 0.0)
-    center = x_mean if prior.intercept else None
+    n, nothing = data.n, torch.zeros(data.p, dtype=torch.float64)
+    means = data.means() if prior.intercept else (nothing, 0.0)
     a = prior.a0 + 0.5 * (n - prior.intercept)
     if a <= 0:
         raise ValueError(
             "1 sample with an intercept and Jeffreys' prior leaves no posterior of the noise: give a0 and b0 > 0"
         )
-    columns_error, y_error = data.rounding() if prior.intercept else (torch.zeros(data.p, dtype=torch.float64), 0.0)
-    precision: Precision
+    rounding = data.rounding() if prior.intercept else (nothing, 0.0)
     if data.rows is None:
-        gram, cross, total = data.products(x_mean, y_mean)
-        diagonal = prior.shrinkage + keep * rate * gram.diagonal()
-        matrix = torch.outer(keep, keep) * gram
-        matrix.diagonal().add_(diagonal)
-        precision = DensePrecision(matrix, keep * columns_error)
-        mu = precision.solve(keep * cross)
-        squares = total - float((keep * cross) @ mu)
-        # Of what is added up to the residual: much more than itself where there is little noise.
-        size = (math.sqrt(total) + float((keep * mu).abs() @ gram.diagonal().clamp_min(0).sqrt())) ** 2
-        if rows is None:
-            error = y_error + 1e-14 * total
-            lost = 4 * math.sqrt(n) * EPS * size
-            if error < squares and 2 * prior.b0 + squares < 100 * lost:
-                warnings.warn(
-                    "the noise is little beside the signal and read from sums of products, of which rounding may leave "
-                    "less than two digits: fit() of all data at once keeps them",
-                    stacklevel=4,
-                )
-        else:
-            design, y = Design(rows[0], center), rows[1] - y_mean
-            for _ in range(2):
-                residual = y - design.matvec(keep * mu)
-                mu = mu + precision.solve(keep * design.rmatvec(residual) - diagonal * mu)
-            residual = y - design.matvec(keep * mu)
-            squares = float(residual @ residual + diagonal @ mu**2)
-            error = y_error + 64 * EPS**2 * size
+        solved = _of_sums(data, prior, means, rounding, rows)
     else:
-        design, y = data.design(center), data.y - y_mean
-        diagonal = prior.shrinkage + keep * rate * design.squares()
-        unseen = diagonal <= keep * rate * columns_error
-        if bool(unseen.any()):
-            raise ValueError(
-                f"there are {n} rows for {data.p} columns, and columns {first(unseen)} are neither shrunk nor dropped: "
-                "the posterior is improper; give shrinkage > 0, or leave out constant columns"
-            )
-        rows_precision = DiagonalPlusRows(diagonal, design, keep)
-        dual = rows_precision.solve_rows(y)
-        precision, mu = rows_precision, keep / diagonal * design.rmatvec(dual)
-        squares = float(dual @ dual + diagonal @ mu**2)  # dual is the residual: no difference of large sums
-        error = y_error
-    if prior.b0 == 0 and not squares > error:
+        solved = _of_rows(data, prior, means, rounding)
+    if prior.b0 == 0 and not solved.squares > solved.error:
         raise ValueError(
             "the targets are fitted without error, up to rounding, so Jeffreys' prior puts the noise variance at 0: "
             "give b0 > 0, or fit() all data at once if they came in chunks"
         )
-    b = prior.b0 + 0.5 * max(squares, 0.0)
-    return Fitted(prior, n, x_mean, float(y_mean), mu, precision, a, b)
+    b = prior.b0 + 0.5 * max(solved.squares, 0.0)
+    return Fitted(prior, n, means[0], float(means[1]), solved.mu, solved.precision, a, b)
+
+
+class _Solved(NamedTuple):
+    """Λ and μ; ``yᵀy - μᵀΛμ``, and how much of it may be rounding."""
+
+    mu: Tensor
+    precision: Precision
+    squares: float
+    error: float
+
+
+def _of_sums(
+    data: RegressionData,
+    prior: Prior,
+    means: tuple[Tensor, float],
+    rounding: tuple[Tensor, float],
+    rows: tuple[Any, Tensor] | None,
+) -> _Solved:
+    """From sums of products, by Cholesky of p × p; refined by the rows, if they are at hand."""
+    keep, (x_mean, y_mean), (columns_error, y_error) = prior.keep, means, rounding
+    gram, cross, total = data.products(x_mean, y_mean)
+    diagonal = prior.shrinkage + keep * (1 - keep) * gram.diagonal()
+    matrix = torch.outer(keep, keep) * gram
+    matrix.diagonal().add_(diagonal)
+    precision = DensePrecision(matrix, keep * columns_error)
+    mu = precision.solve(keep * cross)
+    squares = total - float((keep * cross) @ mu)
+    # Of what is added up to the residual: much more than itself where there is little noise.
+    size = (math.sqrt(total) + float((keep * mu).abs() @ gram.diagonal().clamp_min(0).sqrt())) ** 2
+    if rows is None:
+        error = y_error + 1e-14 * total
+        lost = 4 * math.sqrt(data.n) * EPS * size
+        if error < squares and 2 * prior.b0 + squares < 100 * lost:
+            warnings.warn(
+                "the noise is little beside the signal and read from sums of products, of which rounding may leave "
+                "less than two digits: fit() of all data at once keeps them",
+                stacklevel=5,
+            )
+        return _Solved(mu, precision, squares, error)
+    design, y = Design(rows[0], x_mean if prior.intercept else None), rows[1] - y_mean
+    for _ in range(2):
+        residual = y - design.matvec(keep * mu)
+        mu = mu + precision.solve(keep * design.rmatvec(residual) - diagonal * mu)
+    residual = y - design.matvec(keep * mu)
+    squares = float(residual @ residual + diagonal @ mu**2)
+    return _Solved(mu, precision, squares, y_error + 64 * EPS**2 * size)
+
+
+def _of_rows(
+    data: RegressionData, prior: Prior, means: tuple[Tensor, float], rounding: tuple[Tensor, float]
+) -> _Solved:
+    """From fewer rows than columns, by products with them."""
+    keep, (x_mean, y_mean), (columns_error, y_error) = prior.keep, means, rounding
+    design, y = data.design(x_mean if prior.intercept else None), data.y - y_mean
+    diagonal = prior.shrinkage + keep * (1 - keep) * design.squares()
+    unseen = diagonal <= keep * (1 - keep) * columns_error
+    if bool(unseen.any()):
+        raise ValueError(
+            f"there are {data.n} rows for {data.p} columns, and columns {first(unseen)} are neither shrunk nor "
+            "dropped: the posterior is improper; give shrinkage > 0, or leave out constant columns"
+        )
+    precision = DiagonalPlusRows(diagonal, design, keep)
+    dual = precision.solve_rows(y)
+    mu = keep / diagonal * design.rmatvec(dual)
+    squares = float(dual @ dual + diagonal @ mu**2)  # dual is the residual: no difference of large sums
+    return _Solved(mu, precision, squares, y_error)
