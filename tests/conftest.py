@@ -13,4 +13,4 @@ def _clean_pyro():
     yield
     pyro.clear_param_store()
     pyro.settings.set(module_local_params=False)
-    pyro.enable_validation(True)  # which the import of the compiler switches off
+    pyro.enable_validation(True)  # which torch.compile switches off, for all that follows

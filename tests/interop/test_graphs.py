@@ -214,7 +214,7 @@ def test_what_to_give_instead_is_said(net, example, error, message):
     ],
 )
 def test_what_to_give_instead_of_what_is_compiled(make, message):
-    net = make(partial(torch.compile, backend="eager"))  # here: its import switches the validation of priors off
+    net = make(partial(torch.compile, backend="eager"))  # here: torch.compile switches the validation of priors off
     with pytest.raises(TypeError, match=message):
         from_torch(net, X4)
 

@@ -43,13 +43,15 @@ def one_by_one(net, trace, x, draws):
     return torch.stack(outs)
 
 
+ALL = {**MIXERS, **OTHERS}
+# layers of normalisation have the width of the hidden layer
+PLACES = [(name, first) for name in ALL for first in (False, True) if not (first and "norm" in name)]
+
+
 @pytest.mark.parametrize("draws", [1, 2, 3])
-@pytest.mark.parametrize("first", [False, True], ids=["behind the masks", "before them"])
-@pytest.mark.parametrize("name", [*MIXERS, *OTHERS])
+@pytest.mark.parametrize(("name", "first"), PLACES, ids=[f"{n}{', first' if first else ''}" for n, first in PLACES])
 def test_draws_at_once_are_draws_one_by_one(name, first, draws):
-    if first and "norm" in name:
-        pytest.skip("these layers have the width of the hidden layer")
-    net, x = network({**MIXERS, **OTHERS}[name], first=first)
+    net, x = network(ALL[name], first=first)
     module = BayesianModule(net)
     _, trace = drawn(module, x, draws)
     with torch.no_grad():
