@@ -9,7 +9,7 @@ Parameters are made at the first call, as of every AutoGuide; ``_state`` lets a 
 """
 
 from pyro_dropout.guides.auto import AutoBernoulliDropout, AutoConcreteDropout
-from pyro_dropout.guides.base import DropoutGuide, rates_of
+from pyro_dropout.guides.base import DropoutGuide, rates_of, zero_rates
 from pyro_dropout.guides.initialization import init_to_module
 
-__all__ = ["AutoBernoulliDropout", "AutoConcreteDropout", "DropoutGuide", "init_to_module", "rates_of"]
+__all__ = ["AutoBernoulliDropout", "AutoConcreteDropout", "DropoutGuide", "init_to_module", "rates_of", "zero_rates"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -87,6 +88,7 @@ class DropoutGuide(AutoGuide):
         self._make_rest = rest
         self._units: dict[str, MaskedUnits] = {}
         self._snapshots: dict[str, Tensor] = {}
+        self._at_zero: dict[str, bool] = {}  # whether a fixed rate was 0 for all units, when it was last looked at
         self.locs = PyroModule()
         self.logits = PyroModule()  # of keeping, where rates are learned
         self.rate_buffers = PyroModule()  # where they are fixed
@@ -101,6 +103,18 @@ class DropoutGuide(AutoGuide):
         if rate is not None:
             return BernoulliMask(rate, units=units, validate_args=False)
         return self._learned_mask(value_at(self, "logits." + (_SHARED if self.shared else name)), units)
+
+    def _never_drops(self, name: str) -> bool:
+        """Whether a site's rate is fixed at 0 for all units: its weight is deterministic, and has no mask.
+
+        While a graph is written values are not known: the last run says it (``zero_rates``).
+        """
+        rate = value_at(self, "rate_buffers." + name)
+        if rate is None:
+            return False
+        if not is_traced():
+            self._at_zero[name] = not bool(rate.any())
+        return self._at_zero.get(name, False)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         if self.model is None:
@@ -142,6 +156,12 @@ class DropoutGuide(AutoGuide):
                 rest._setup_prototype(*args, **kwargs)
         if loaded:
             adopt(self, loaded)
+        if all([self._never_drops(name) for name in weights]):
+            warnings.warn(
+                f"{type(self).__name__} has rate 0 at every site ({', '.join(weights)}), so that all draws of these "
+                "weights are the same and predictions have no epistemic part: give rate, a number or one by site",
+                stacklevel=2,
+            )
 
     def _add_weight(self, name: str, site: Any, rate: Any) -> None:
         fn = site["fn"]
@@ -211,9 +231,13 @@ class DropoutGuide(AutoGuide):
                 for frame in site["cond_indep_stack"]:
                     stack.enter_context(plates[frame.name])
                 loc = self._loc(name)
-                mask = self._mask(name, units.count(site["fn"].event_shape))
-                z = pyro.sample(name + ".mask", mask, infer={"is_auxiliary": True})
-                weight = MaskedWeight(loc, z, mask.keep, units, name)
+                count = units.count(site["fn"].event_shape)
+                if self._never_drops(name):
+                    weight = MaskedWeight(loc, loc.new_ones(count), loc.new_ones(1), units, name, masked=False)
+                else:
+                    mask = self._mask(name, count)
+                    z = pyro.sample(name + ".mask", mask, infer={"is_auxiliary": True})
+                    weight = MaskedWeight(loc, z, mask.keep, units, name)
                 result[name] = pyro.sample(name, MaskedDelta(weight, self.relaxed))
         rest = self._modules.get("rest")
         if rest is not None:
@@ -305,6 +329,23 @@ class DropoutGuide(AutoGuide):
         if self.prototype_trace is None:
             make_room(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def zero_rates(modules: Iterable[nn.Module]) -> list[tuple[DropoutGuide, str, Tensor]]:
+    """Fixed rates that are 0, by guide and site: what is written into a graph, as their weights have no masks.
+
+    Example::
+
+        >>> from pyro_dropout import AutoBernoulliDropout, BayesianModule
+        >>> net = BayesianModule(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1)))
+        >>> guide = AutoBernoulliDropout(net, rate={"0.weight": 0.0, "1.weight": 0.5})
+        >>> _ = guide(torch.zeros(5, 3))
+        >>> [(site, rate) for _, site, rate in zero_rates(guide.modules())]
+        [('0.weight', tensor([0.]))]
+    """
+    guides = [module for module in modules if isinstance(module, DropoutGuide)]
+    sites = [(guide, name) for guide in guides for name, zero in guide._at_zero.items() if zero]
+    return [(guide, name, value_at(guide, "rate_buffers." + name)) for guide, name in sites]
 
 
 def rates_of(guide: Any) -> dict[str, Tensor]:

@@ -33,10 +33,8 @@ def run(network: Network, call: Call) -> Any:
     for name, slot in network.slots.items():
         shape = call.values[name].shape
         plates = torch.broadcast_shapes(plates, shape[: len(shape) - slot.event_dim])
-    values = call.values
-    if plates:
-        values = {name: _placed(value, network.slots[name], plates) for name, value in values.items()}
-        plates = with_place_of_data(plates)
+    values = {name: _placed(value, network.slots[name], plates) for name, value in call.values.items()}
+    plates = with_place_of_data(plates) if plates else plates
     call = call._replace(values=values, plates=plates, event_dims=_event_dims(network, call.args, plates))
     mapped = plates and any(_must_map(slot, name, values) for name, slot in network.slots.items())
     mapped = mapped or (bool(call.event_dims) and _many(call) and mixes_rows(network, call))
@@ -53,11 +51,13 @@ def _many(call: Call) -> bool:
 
 
 def _placed(value: Tensor, slot: Slot, plates: torch.Size) -> Tensor:
-    """A value whose batch shape has the place of the data; of dense values, equal copies are dropped."""
+    """A value whose batch shape has the place of the data; one that is dense, and the same for all, without any."""
     batch_dim = len(value.shape) - slot.event_dim
-    if batch_dim and not has_place_of_data(plates):
+    if batch_dim and plates and not has_place_of_data(plates):
         value = value.unsqueeze(batch_dim)
-    return value if isinstance(value, MaskedWeight) else drop_equal(value, slot.event_dim)
+    if isinstance(value, MaskedWeight):
+        return value if value.masked or value.loc.dim() > slot.event_dim else value.loc
+    return drop_equal(value, slot.event_dim)
 
 
 def _must_map(slot: Slot, name: str, values: dict[str, Tensor]) -> bool:

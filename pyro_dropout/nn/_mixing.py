@@ -63,6 +63,8 @@ def _trial(network: Network, call: Call) -> bool:
 
 def _first(value: Tensor, event_dim: int, masks: LeafSource) -> Tensor:
     """Of the first entry of all plates: a dense value, or a masked weight whose masks per datum are leaves."""
+    if isinstance(value, MaskedWeight) and not value.masked:
+        value = value.loc
     if not isinstance(value, MaskedWeight):
         return value.detach()[(0,) * (value.dim() - event_dim)].clone()
     loc, keep = value.loc.detach(), value.keep.detach()

@@ -61,7 +61,10 @@ def _stack(tensors: Any, dim: int = 0, **kwargs: Any) -> Any:
             return fields[0].unsqueeze(left) if batch and left > 0 else fields[0]
         return torch.stack([t.expand(*first.batch_shape, *t.shape[t.dim() - event_dim :]) for t in fields], dim)
 
-    return first.replace(mask=join("mask", 1), loc=join("loc", first.units.event_dim), keep=join("keep", 1))
+    masked = any(w.masked for w in tensors)
+    return first.replace(
+        mask=join("mask", 1), loc=join("loc", first.units.event_dim), keep=join("keep", 1), masked=masked
+    )
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:

@@ -42,7 +42,8 @@ def _linear(input: Tensor, weight: Any, bias: Tensor | None = None) -> Any:
 def _in_draws(input: Tensor, weight: MaskedWeight) -> bool:
     """Whether each draw of a mask meets all data, and no gradient is taken."""
     return (
-        not torch.is_grad_enabled()
+        weight.masked
+        and not torch.is_grad_enabled()
         and isinstance(weight.mask, Tensor)
         and len(weight.merged) == 2
         and weight.loc.dim() == 2

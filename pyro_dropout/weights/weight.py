@@ -38,6 +38,7 @@ class MaskedWeight(torch.Tensor):
     :param units: which units are masked.
     :param site: name of the sample site, for error messages.
     :param merged: sizes of the batch dimensions that its input has merged into the first; ``BayesianModule`` says so.
+    :param masked: False where no unit can be dropped, the rate being 0: layers then take ``loc`` as it is.
 
     Example::
 
@@ -55,6 +56,7 @@ class MaskedWeight(torch.Tensor):
     units: MaskedUnits
     site: str
     merged: tuple[int, ...]
+    masked: bool
     batch_shape: torch.Size
     event_shape: torch.Size
 
@@ -67,6 +69,7 @@ class MaskedWeight(torch.Tensor):
         units: MaskedUnits = MaskedUnits(),
         site: str = "",
         merged: tuple[int, ...] = (),
+        masked: bool = True,
     ) -> MaskedWeight:
         event = loc.shape[loc.dim() - units.event_dim :]
         count = units.count(event)
@@ -88,7 +91,7 @@ class MaskedWeight(torch.Tensor):
         # for whatever of PyTorch's core reads it without asking ``__torch_function__``, as vmap does.
         self = loc.new_full((), math.nan).expand(batch + event).as_subclass(cls)
         self.loc, self.mask, self.keep, self.units, self.site, self.merged = loc, mask, keep, units, site, merged
-        self.batch_shape, self.event_shape = batch, event
+        self.masked, self.batch_shape, self.event_shape = masked, batch, event
         return self
 
     @property
@@ -97,7 +100,7 @@ class MaskedWeight(torch.Tensor):
         return self.loc.requires_grad or drawn or self.keep.requires_grad
 
     def replace(self, **changes: Any) -> MaskedWeight:
-        """The same weight with some of ``loc``, ``mask``, ``keep``, ``site``, ``merged`` replaced."""
+        """The same weight with some of ``loc``, ``mask``, ``keep``, ``site``, ``merged``, ``masked`` replaced."""
         return MaskedWeight(**{key: changes.get(key, getattr(self, key)) for key in _FIELDS})
 
     def dense(self) -> Tensor:
@@ -109,6 +112,8 @@ class MaskedWeight(torch.Tensor):
                 'masks="draw" in the loss, or (transposed or grouped convolutions that BayesianModule does not make) '
                 'say which units to mask with pyro.sample(..., infer={"masked_units": MaskedUnits(...)})'
             )
+        if not self.masked:
+            return self.loc.expand(self.shape)
         return (self.loc * self.units.spread(self.mask / self.keep, self.event_shape)).expand(self.shape)
 
     @property
@@ -125,6 +130,9 @@ class MaskedWeight(torch.Tensor):
         dims = self.dims
         x = dims.split(x)
         batch = x.shape[: x.dim() - 1 - space]
+        if not self.masked:
+            mask: Any = self.mask
+            return x.expand(torch.broadcast_shapes(x.shape, dims.align(mask, batch, space).shape))
         if not isinstance(self.mask, DatumMask):
             return x * dims.align(self.mask / self.keep, batch, space)
         z = self.mask.draw(dims.of_masks(batch))
@@ -178,7 +186,7 @@ class MaskedWeight(torch.Tensor):
         return func(*dense[0], **dense[1])
 
 
-_FIELDS = ("loc", "mask", "keep", "units", "site", "merged")
+_FIELDS = ("loc", "mask", "keep", "units", "site", "merged", "masked")
 _METADATA = {
     getattr(torch.Tensor, name).__get__
     for name in ("shape", "dtype", "device", "layout", "ndim", "is_cuda", "is_sparse", "is_quantized", "is_meta")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pyro_dropout._store import still_stored, stored
+from pyro_dropout.guides.base import zero_rates
 from pyro_dropout.losses.elbo import TraceDropout_ELBO
 from pyro_dropout.training._steps.graph import compiled, trace
 from pyro_dropout.training._steps.randomness import KeyedRandomness, drawn_by, random_keys
@@ -58,6 +59,7 @@ class Program:
         self._with_gradient: list[Tensor] = []  # parameters that the loss depends on
         self._stored = stored(parameters)
         self._held = held_by(self.modules)
+        self._zeros = [rate for _, _, rate in zero_rates(self.modules)]
         others = self.update.tensors if self.update else []
         function = self._loss if not gradients else self._gradients_of if update is None else self._step
         with unchanged(self.modules, self._alive, *others), pyro.validation_enabled(False):
@@ -92,9 +94,12 @@ class Program:
         return random_keys(number, self._alive.device)
 
     def is_current(self) -> bool:
-        """Whether parameters and buffers are the tensors of the trace, and the optimiser's state too."""
+        """Whether parameters and buffers are the tensors of the trace, the optimiser's state too, and rates of 0 still 0."""
         return (
-            still_stored(self._stored) and still_held(self._held) and (self.update is None or self.update.is_current())
+            still_stored(self._stored)
+            and still_held(self._held)
+            and not any(map(torch.count_nonzero, self._zeros))
+            and (self.update is None or self.update.is_current())
         )
 
     def _loss(self, key: Tensor, *inputs: Tensor) -> list[Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from pyro_dropout._memory import PeakMemory
+from pyro_dropout.guides.base import zero_rates
 from pyro_dropout.training._steps.differences import check_alike, places_of
 from pyro_dropout.training._steps.graph import Traced, compiled, graph_of
 from pyro_dropout.training._steps.program import Program, step_program
@@ -68,6 +69,7 @@ class SharedStep:
         functions = replicates.functions
         zipped = zip(functions, arguments, replicates.modules, strict=True)
         parameters = [parameters_of(*f, *given, modules) for f, given, modules in zipped]
+        self._zeros = _zeros_of_all(replicates.modules)
         first = self._first(arguments[0], parameters)
         self._refreshed: list[tuple[Tensor, list[Tensor]]] = []
         self._buffers = {id(b) for modules in replicates.modules for m in modules for b in m._buffers.values()}
@@ -198,6 +200,10 @@ class SharedStep:
 
     # Calls
 
+    def is_current(self) -> bool:
+        """Whether rates that were 0 in all replicates still are."""
+        return not any(map(torch.count_nonzero, self._zeros))
+
     def refresh(self) -> None:
         """Before calls: brings up to date what may change between them."""
         for loss in {id(loss): loss for _, _, loss in self.replicates.functions}.values():
@@ -221,6 +227,15 @@ class SharedStep:
             tensors = [t if dim is None or self.parts == 1 else t[rows] for t, dim in self.tensors]
             results.append(self._function(*(t[rows].contiguous() for t in given), *tensors)[0])
         return torch.cat(results)[: len(keys)]
+
+
+def _zeros_of_all(modules: list[list[nn.Module]]) -> list[Tensor]:
+    """Fixed rates that are 0 in all replicates, whose weights have no masks; where one has a mask, all have."""
+    zeros = [zero_rates(of_one) for of_one in modules]
+    common = set.intersection(*({name for _, name, _ in of_one} for of_one in zeros))
+    for guide, name, _ in (zero for of_one in zeros for zero in of_one):
+        guide._at_zero[name] = name in common
+    return [rate for of_one in zeros for _, name, rate in of_one if name in common]
 
 
 def arguments_of(replicate: int, args: Any, kwargs: Any) -> tuple[Any, Any]:
