@@ -12,7 +12,7 @@ from torch import nn
 
 from models.regression import Regression
 from pyro_dropout import AutoBernoulliDropout, AutoConcreteDropout, BayesianModule, TraceDropout_ELBO
-from pyro_dropout.masks import BernoulliMask, ConcreteMask
+from pyro_dropout.masks import ConcreteMask
 from tests.support.fits import train
 from tests.support.scenarios import FixedNoise, double_mlp
 
