@@ -278,8 +278,8 @@ class ReplicatedSVI:
             raise ValueError("some replicates are in training mode and others are not: they share one graph")
         key = (spec, modes, *((t.shape, t.dtype, t.device) if isinstance(t, Tensor) else t for t in leaves))
         common = self._common
-        steps, updates = self._steps.values(), common.updates if common else []
-        if common is None or not still_held(self._held) or not all(each.is_current() for each in (*steps, *updates)):
+        current = all(step.is_current() for step in self._steps.values()) and still_held(self._held)
+        if common is None or not current or not all(u.is_current() for u in common.updates):
             functions = list(zip(self.models, self.guides, self.losses, strict=True))
             common = Replicates(functions, self.optims, self._modules, self.max_memory, self.backend)
             self._common, self._steps = common, {}

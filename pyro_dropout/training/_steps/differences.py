@@ -17,14 +17,8 @@ from torch import Tensor, nn
 
 from pyro_dropout.training._steps.update import Update, options_of
 
-_OF_GUIDES = {
-    "prototype_trace",
-    "_rate",
-    "_make_rest",
-    "_snapshots",
-    "_at_zero",
-    "master",
-}  # the first call's, or no step reads it
+# What only the first call reads, or no step.
+_OF_GUIDES = {"prototype_trace", "_rate", "_make_rest", "_snapshots", "_at_zero", "master"}
 _OF_MODULES = {"_pyro_context", "_pyro_name", "_local", "_mixing", "_forward_hooks_always_called"}
 _VALUES: tuple[type, ...] = (bool, int, float, complex, str, bytes, set, frozenset, slice, range, Enum, np.generic)
 _VALUES += (Tensor, torch.dtype, torch.device, types.BuiltinFunctionType)
