@@ -337,11 +337,12 @@ def zero_rates(modules: Iterable[nn.Module]) -> list[tuple[DropoutGuide, str, Te
     Example::
 
         >>> from pyro_dropout import AutoBernoulliDropout, BayesianModule
-        >>> net = BayesianModule(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1)))
-        >>> guide = AutoBernoulliDropout(net, rate={"0.weight": 0.0, "1.weight": 0.5})
+        >>> net = nn.Sequential()
+        >>> net.first, net.last = nn.Linear(3, 3), nn.Linear(3, 1)
+        >>> guide = AutoBernoulliDropout(BayesianModule(net), rate={"first.weight": 0.0, "last.weight": 0.5})
         >>> _ = guide(torch.zeros(5, 3))
         >>> [(site, rate) for _, site, rate in zero_rates(guide.modules())]
-        [('0.weight', tensor([0.]))]
+        [('first.weight', tensor([0.]))]
     """
     guides = [module for module in modules if isinstance(module, DropoutGuide)]
     sites = [(guide, name) for guide in guides for name, zero in guide._at_zero.items() if zero]

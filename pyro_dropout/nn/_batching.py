@@ -8,6 +8,7 @@ activations and no gradient is taken.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,11 +20,13 @@ import pyro_dropout._settings as settings
 from pyro_dropout._values import drop_equal
 from pyro_dropout.masks.datum import DatumMask
 from pyro_dropout.nn._call import Call, Network
+from pyro_dropout.nn._merging import Trunk, merge_batch, trunk_of
 from pyro_dropout.nn._mixing import mixes_rows
-from pyro_dropout.nn.slots import CONVOLUTIONS, Slot, filled
-from pyro_dropout.weights.shapes import BatchDims, has_place_of_data, with_place_of_data
+from pyro_dropout.nn.slots import CONVOLUTIONS, Slot
+from pyro_dropout.weights.shapes import has_place_of_data, with_place_of_data
 from pyro_dropout.weights.weight import MaskedWeight
 
+_WORTH = 8  # a slice of draws costs at least as often what the trunk costs, which it runs again
 _WITHOUT_VMAP = (nn.RNNBase, nn.MultiheadAttention)  # fused kernels without batching rules
 
 
@@ -38,9 +41,9 @@ def run(network: Network, call: Call) -> Any:
     call = call._replace(values=values, plates=plates, event_dims=_event_dims(network, call.args, plates))
     mapped = plates and any(_must_map(slot, name, values) for name, slot in network.slots.items())
     mapped = mapped or (bool(call.event_dims) and _many(call) and mixes_rows(network, call))
-    way = _map_over_weights if mapped else _merge_batch
-    if plates and _in_slices(network, call):
-        return _run_slices(way, network, call)
+    way = _map_over_weights if mapped else merge_batch
+    if plates and (size := _draws_at_once(network, call, bool(mapped))) < plates[0]:
+        return _run_slices(way, network, call, size)
     return way(network, call)
 
 
@@ -98,50 +101,6 @@ def _event_dims(network: Network, args: Sequence[Any], plates: torch.Size) -> Se
     )
 
 
-def _forward(network: Network, values: dict[str, Tensor], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    with filled(network.slots, values):
-        return network.net(*args, **kwargs)
-
-
-def _merge_batch(network: Network, call: Call) -> Any:
-    """The network sees plates and data as one batch; layers with masked weights split it."""
-    values, args, kwargs = call.values, call.args, call.kwargs
-    if not call.event_dims:
-        return _forward(network, values, args, kwargs)
-    try:
-        sizes = torch.broadcast_shapes(call.plates, *call.batches)
-    except RuntimeError as error:
-        raise ValueError(
-            f"weights of batch shape {tuple(call.plates)} do not broadcast with inputs of batch shape "
-            f"{', '.join(str(tuple(b)) for b in call.batches)} (event_dim {', '.join(map(str, call.event_dims))}): "
-            "give BayesianModule the event_dim of its inputs, and put plates around weights at dim -2 or further left"
-        ) from error
-    if len(sizes) < 2:
-        return _forward(network, values, args, kwargs)
-    for key, value in kwargs.items():
-        if isinstance(value, Tensor):
-            raise ValueError(
-                f"the network got the tensor {key!r} by keyword, whose batch cannot be merged with that of "
-                "positional inputs: pass it by position, with its event_dim"
-            )
-    dims = BatchDims(call.plates, tuple(sizes))
-    values = {n: v.replace(merged=dims.merged) if isinstance(v, MaskedWeight) else v for n, v in values.items()}
-    pairs = zip(args, call.event_dims, strict=True)
-    merged = [dims.merge(a, event_dim) if isinstance(a, Tensor) else a for a, event_dim in pairs]
-
-    def split(out: Any) -> Any:
-        if not isinstance(out, Tensor):
-            return out
-        if out.dim() == 0 or out.shape[0] != sizes.numel():
-            raise ValueError(
-                f"{type(network.net).__name__} returned shape {tuple(out.shape)} for a batch of {sizes.numel()}: "
-                "the first dimension of its output must be the batch"
-            )
-        return dims.split(out)
-
-    return tree_map(split, _forward(network, values, merged, kwargs))
-
-
 def _map_over_weights(network: Network, call: Call) -> Any:
     """One network per entry of the plates: all at once by ``vmap``, or in turn where it cannot."""
     plates = call.plates[:-1]
@@ -160,7 +119,7 @@ def _map_over_weights(network: Network, call: Call) -> Any:
 
     def run_one(weights: dict[str, Tensor], data: dict[int, Tensor]) -> Any:
         args = [data.get(i, a) for i, a in enumerate(call.args)]
-        return _forward(network, {**call.values, **weights}, args, call.kwargs)
+        return network.run({**call.values, **weights}, args, call.kwargs)
 
     def entry(index: tuple[int, ...]) -> Any:
         return run_one({n: w[index] for n, w in weights.items()}, {i: a[index] for i, a in data.items()})
@@ -175,27 +134,32 @@ def _map_over_weights(network: Network, call: Call) -> Any:
     return tree_map(lambda t: t.reshape(*plates, *t.shape[1:]) if isinstance(t, Tensor) else t, out)
 
 
-def _in_slices(network: Network, call: Call) -> bool:
-    """Draws need not be in memory at once where no gradient is taken and none looks at the others."""
-    return (
-        not torch.is_grad_enabled()
-        and call.plates.numel() * call.rows > _rows_at_once(network, call)
-        and not any(isinstance(v, MaskedWeight) and isinstance(v.mask, DatumMask) for v in call.values.values())
-        and not network.trains_batch_norm
-    )
+def _draws_at_once(network: Network, call: Call, mapped: bool) -> int:
+    """Entries of the first plate that are in memory at once: all where a gradient is taken, or one looks at the others.
 
-
-def _rows_at_once(network: Network, call: Call) -> int:
+    Else as many as caches hold of the widest layer, and no fewer than make a run of the trunk worth while.
+    """
+    first = call.plates[0]
+    if (
+        torch.is_grad_enabled()
+        or first == 1
+        or any(isinstance(v, MaskedWeight) and isinstance(v.mask, DatumMask) for v in call.values.values())
+        or network.trains_batch_norm
+    ):
+        return first
+    trunk = Trunk() if mapped else trunk_of(network, call)
     pairs = zip(call.args, call.event_dims, strict=False)
     data = [a.shape[a.dim() - event_dim :].numel() for a, event_dim in pairs if isinstance(a, Tensor)]
     widths = [max(slot.value.shape, default=1) for slot in network.slots.values()]
-    return settings.cached_activations // max(*widths, *data, 1)
+    widest = trunk.widest or max(*widths, *data, 1)
+    rows = call.plates.numel() // first * call.rows
+    cached = settings.cached_activations // (widest * rows)
+    return min(first, max(1, cached, math.ceil(_WORTH * trunk.cost) if trunk.shared else 0))
 
 
-def _run_slices(way: Callable[[Network, Call], Any], network: Network, call: Call) -> Any:
+def _run_slices(way: Callable[[Network, Call], Any], network: Network, call: Call, size: int) -> Any:
     """Slices of the first plate."""
     first, *others = call.plates
-    size = max(1, _rows_at_once(network, call) // (call.plates.numel() // first * call.rows))
     whole: list[Any] = []
     for start in range(0, first, size):
         rows = slice(start, min(start + size, first))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pyro_dropout.nn.slots import Slot
+from pyro_dropout.nn.slots import Slot, filled
 
 
 class Network(NamedTuple):
@@ -19,6 +19,7 @@ class Network(NamedTuple):
     :param first: its first layer with parameters.
     :param event_dim: number of dimensions of one datum, as the user gave it.
     :param mixing: by the modes of its modules whether it mixes rows, as far as that is known.
+    :param trunks: by these and its masked weights what is known of its trunk (``_merging``).
     """
 
     net: nn.Module
@@ -26,6 +27,17 @@ class Network(NamedTuple):
     first: nn.Module
     event_dim: int | Sequence[int] | None
     mixing: dict[tuple[bool, ...], bool]
+    trunks: dict[Any, Any]
+
+    def run(self, values: dict[str, Tensor], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """The network itself, with these values in the places of its parameters."""
+        with filled(self.slots, values):
+            return self.net(*args, **kwargs)
+
+    @property
+    def modes(self) -> tuple[bool, ...]:
+        """``training`` of all modules, which what is known depends on."""
+        return tuple(module.training for module in self.net.modules())
 
     @property
     def trains_batch_norm(self) -> bool:

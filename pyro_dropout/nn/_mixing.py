@@ -18,7 +18,6 @@ from pyro_dropout._rows import mixes
 from pyro_dropout._values import is_traced
 from pyro_dropout.masks.datum import DatumMask, LeafSource
 from pyro_dropout.nn._call import Call, Network
-from pyro_dropout.nn.slots import filled
 from pyro_dropout.weights.weight import MaskedWeight
 
 
@@ -28,7 +27,7 @@ def mixes_rows(network: Network, call: Call) -> bool:
     Where the trial fails, gradients being what a network is not made for, say, it counts as one that mixes: its draws
     run in turn, which is always right.
     """
-    modes = tuple(module.training for module in network.net.modules())
+    modes = network.modes
     if modes not in network.mixing:
         if is_traced():  # what is traced has run before
             return False
@@ -53,8 +52,7 @@ def _trial(network: Network, call: Call) -> bool:
                 inputs.append(a.requires_grad_())
                 a = a * 1  # a network may change its input in place
         args.append(a)
-    with filled(network.slots, values):
-        outputs = [out for out in tree_leaves(network.net(*args, **call.kwargs)) if isinstance(out, Tensor)]
+    outputs = [out for out in tree_leaves(network.run(values, args, call.kwargs)) if isinstance(out, Tensor)]
     rows = max(len(a) for a in args if isinstance(a, Tensor))
     outputs = [out for out in outputs if out.dim() and len(out) == rows and out.is_floating_point()]
     leaves = [leaf for leaf in (*inputs, *masks.leaves) if len(leaf) == rows]

@@ -67,6 +67,7 @@ class BayesianModule(PyroModule):
         self.dropout_layers: dict[str, str] = {}  # by weight, of a network that came with them (from_torch)
         self._learns = any(True for _ in self.net.parameters())
         self._mixing: dict[tuple[bool, ...], bool] = {}  # whether it mixes rows, by the modes of its modules
+        self._trunks: dict[Any, Any] = {}
 
     @property
     def slots(self) -> dict[str, list[tuple[str, str]]]:
@@ -88,7 +89,8 @@ class BayesianModule(PyroModule):
         values = {name: self._sample(name, slot) for name, slot in self._slots.items()}
         # Reading self.net makes Pyro register its parameters: wanted where some are learnable, slow where none are.
         net = self.net if self._learns else self._modules["net"]
-        return run(Network(net, self._slots, self._first, self.event_dim, self._mixing), Call(values, args, kwargs))
+        known = (self._mixing, self._trunks)
+        return run(Network(net, self._slots, self._first, self.event_dim, *known), Call(values, args, kwargs))
 
     def _sample(self, name: str, slot: Slot) -> Tensor:
         fullname = self._pyro_get_fullname(name)

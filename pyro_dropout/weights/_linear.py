@@ -68,7 +68,7 @@ def _linear_of_kept(input: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
     weight.check_input(input)
     dims = weight.dims
     scale = (weight.mask / weight.keep).expand(dims.merged[0], 1, -1)
-    x = dims.split(input)
+    x = dims.whole(dims.split(input))
     out = x.new_empty(*dims.merged, weight.loc.shape[0])
     for draw in range(len(x)):
         kept = scale[draw, 0].nonzero().squeeze(1)
@@ -84,7 +84,7 @@ def _linear_by_draw(input: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
     weight.check_input(input)
     dims = weight.dims
     loc = weight.loc * (weight.mask / weight.keep)
-    x = dims.split(input)
+    x = dims.whole(dims.split(input))
     return dims.rejoin(x @ loc.mT if bias is None else torch.baddbmm(_by_draw(bias), x, loc.mT))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -34,8 +35,12 @@ class BatchDims(NamedTuple):
 
     (``*``: drawn when the layer sees its input.)
 
+    What stands before the first mask, the *trunk*, is the same for all draws and need not run for each: an input may be
+    ``[N, 3]`` where ``[S N, 3]`` stands in the table, one for all of the first ``trunk`` merged dimensions.
+
     :param plates: batch shape of the weight.
     :param merged: sizes of the batch dimensions that stand merged in the input's first one; empty where none are.
+    :param trunk: number of these, the first ones, that an input may lack.
 
     Example::
 
@@ -49,14 +54,26 @@ class BatchDims(NamedTuple):
 
     plates: torch.Size
     merged: tuple[int, ...] = ()
+    trunk: int = 0
 
     def merge(self, x: Tensor, event_dim: int) -> Tensor:
         """What the network takes: ``[*batch, *event]``, broadcast, to ``[product of merged, *event]``."""
         return x.expand(*self.merged, *x.shape[x.dim() - event_dim :]).flatten(0, len(self.merged) - 1)
 
     def split(self, x: Tensor) -> Tensor:
-        """``[product of merged, ...]`` to ``[*merged, ...]``; as it is, where nothing was merged."""
-        return x.unflatten(0, self.merged) if self.merged else x
+        """``[product of merged, ...]`` to ``[*merged, ...]``; as it is, where nothing was merged.
+
+        Of the trunk, ``[product of the data's, ...]``, to ``[1, ..., *the data's, ...]``.
+        """
+        if not self.merged:
+            return x
+        if self.trunk and x.shape[0] == math.prod(own := self.merged[self.trunk :]) != math.prod(self.merged):
+            return x.unflatten(0, (*(1,) * self.trunk, *own))
+        return x.unflatten(0, self.merged)
+
+    def whole(self, x: Tensor) -> Tensor:
+        """What was split, with all draws."""
+        return x.expand(*self.merged, *x.shape[len(self.merged) :])
 
     def rejoin(self, x: Tensor) -> Tensor:
         """The way back, of what a layer returns."""

@@ -38,6 +38,7 @@ class MaskedWeight(torch.Tensor):
     :param units: which units are masked.
     :param site: name of the sample site, for error messages.
     :param merged: sizes of the batch dimensions that its input has merged into the first; ``BayesianModule`` says so.
+    :param trunk: number of these, the first ones, that an input before the first mask lacks.
     :param masked: False where no unit can be dropped, the rate being 0: layers then take ``loc`` as it is.
 
     Example::
@@ -56,6 +57,7 @@ class MaskedWeight(torch.Tensor):
     units: MaskedUnits
     site: str
     merged: tuple[int, ...]
+    trunk: int
     masked: bool
     batch_shape: torch.Size
     event_shape: torch.Size
@@ -69,6 +71,7 @@ class MaskedWeight(torch.Tensor):
         units: MaskedUnits = MaskedUnits(),
         site: str = "",
         merged: tuple[int, ...] = (),
+        trunk: int = 0,
         masked: bool = True,
     ) -> MaskedWeight:
         event = loc.shape[loc.dim() - units.event_dim :]
@@ -91,7 +94,7 @@ class MaskedWeight(torch.Tensor):
         # for whatever of PyTorch's core reads it without asking ``__torch_function__``, as vmap does.
         self = loc.new_full((), math.nan).expand(batch + event).as_subclass(cls)
         self.loc, self.mask, self.keep, self.units, self.site, self.merged = loc, mask, keep, units, site, merged
-        self.masked, self.batch_shape, self.event_shape = masked, batch, event
+        self.trunk, self.masked, self.batch_shape, self.event_shape = trunk, masked, batch, event
         return self
 
     @property
@@ -100,7 +103,7 @@ class MaskedWeight(torch.Tensor):
         return self.loc.requires_grad or drawn or self.keep.requires_grad
 
     def replace(self, **changes: Any) -> MaskedWeight:
-        """The same weight with some of ``loc``, ``mask``, ``keep``, ``site``, ``merged``, ``masked`` replaced."""
+        """The same weight with some of its arguments replaced."""
         return MaskedWeight(**{key: changes.get(key, getattr(self, key)) for key in _FIELDS})
 
     def dense(self) -> Tensor:
@@ -119,7 +122,7 @@ class MaskedWeight(torch.Tensor):
     @property
     def dims(self) -> BatchDims:
         """How its batch dimensions stand to those of a layer's input."""
-        return BatchDims(self.batch_shape, self.merged)
+        return BatchDims(self.batch_shape, self.merged, self.trunk)
 
     def mask_input(self, x: Tensor, space: int = 0) -> Tensor:
         """``x · z / keep`` for a layer's input ``x`` of shape ``[*batch, units, *space]``.
@@ -135,6 +138,9 @@ class MaskedWeight(torch.Tensor):
             return x.expand(torch.broadcast_shapes(x.shape, dims.align(mask, batch, space).shape))
         if not isinstance(self.mask, DatumMask):
             return x * dims.align(self.mask / self.keep, batch, space)
+        if dims.merged and not dims.plates:  # one mask for each first index: of draws that are not its own
+            x = dims.whole(x)
+            batch = x.shape[: x.dim() - 1 - space]
         z = self.mask.draw(dims.of_masks(batch))
         ties = len(batch) - z.dim() + 1  # one mask for all further dimensions of a datum (time)
         z = z.reshape(*z.shape[:-1], *(1,) * ties, z.shape[-1], *(1,) * space)
@@ -186,7 +192,7 @@ class MaskedWeight(torch.Tensor):
         return func(*dense[0], **dense[1])
 
 
-_FIELDS = ("loc", "mask", "keep", "units", "site", "merged", "masked")
+_FIELDS = ("loc", "mask", "keep", "units", "site", "merged", "trunk", "masked")
 _METADATA = {
     getattr(torch.Tensor, name).__get__
     for name in ("shape", "dtype", "device", "layout", "ndim", "is_cuda", "is_sparse", "is_quantized", "is_meta")

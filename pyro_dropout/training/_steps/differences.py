@@ -19,7 +19,7 @@ from pyro_dropout.training._steps.update import Update, options_of
 
 # What only the first call reads, or no step.
 _OF_GUIDES = {"prototype_trace", "_rate", "_make_rest", "_snapshots", "_at_zero", "master"}
-_OF_MODULES = {"_pyro_context", "_pyro_name", "_local", "_mixing", "_forward_hooks_always_called"}
+_OF_MODULES = {"_pyro_context", "_pyro_name", "_local", "_mixing", "_trunks", "_forward_hooks_always_called"}
 _VALUES: tuple[type, ...] = (bool, int, float, complex, str, bytes, set, frozenset, slice, range, Enum, np.generic)
 _VALUES += (Tensor, torch.dtype, torch.device, types.BuiltinFunctionType)
 _LIBRARIES = {"builtins", "torch", "pyro", "pyro_dropout", "numpy", "functools", "collections", "abc", "typing"}

@@ -94,7 +94,7 @@ class Program:
         return random_keys(number, self._alive.device)
 
     def is_current(self) -> bool:
-        """Whether parameters, buffers and the optimiser's state are the tensors of the trace, and rates of 0 still 0."""
+        """Whether parameters, buffers and optimiser's state are the tensors of the trace, and rates of 0 still 0."""
         return (
             still_stored(self._stored)
             and still_held(self._held)

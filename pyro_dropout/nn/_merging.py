@@ -1,0 +1,161 @@
+"""Plates and data as one batch, which the network takes for its own; what stands before the first mask runs once.
+
+Layers with masked weights split the batch (``BatchDims`` of ``weights.shapes``). The *trunk*, all that precedes the
+first of them, is the same for all draws: the network is given the data once, and the first layer with a mask returns them
+for each draw. Some networks cannot be given them once, as one that adds its trunk to what is behind masks. A trial tells,
+and those get the data for each draw.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from pyro_dropout._modes import trial_run
+from pyro_dropout._values import is_traced, same_values
+from pyro_dropout.nn._call import Call, Network
+from pyro_dropout.weights.shapes import BatchDims
+from pyro_dropout.weights.weight import MaskedWeight
+
+_DRAWS, _ROWS = 2, 3  # of the trial: with one of either, or as many, wrong shapes might fit
+
+
+class Trunk(NamedTuple):
+    """What a trial says of the trunk.
+
+    :param shared: whether all draws may have it in common.
+    :param cost: of the trunk, in draws of what stands behind it.
+    :param widest: entries of the largest activation of one draw of one datum; 0 if it is not known.
+    """
+
+    shared: bool = False
+    cost: float = 0.0
+    widest: int = 0
+
+
+def merge_batch(network: Network, call: Call, trunk: Trunk | None = None) -> Any:
+    """The network's output ``[*plates, data, ...]``, from one run on plates and data as one batch."""
+    values, args, kwargs = call.values, call.args, call.kwargs
+    if not call.event_dims:
+        return network.run(values, args, kwargs)
+    sizes = _sizes(call)
+    if len(sizes) < 2:
+        return network.run(values, args, kwargs)
+    for key, value in kwargs.items():
+        if isinstance(value, Tensor):
+            raise ValueError(
+                f"the network got the tensor {key!r} by keyword, whose batch cannot be merged with that of "
+                "positional inputs: pass it by position, with its event_dim"
+            )
+    lacking = _lacking(call, sizes)
+    shared = lacking > 0 and (trunk_of(network, call) if trunk is None else trunk).shared
+    dims = BatchDims(call.plates, tuple(sizes), lacking if shared else 0)
+    of_data = BatchDims(torch.Size(), tuple(sizes[dims.trunk :]))
+    values = {
+        name: value.replace(merged=dims.merged, trunk=dims.trunk) if isinstance(value, MaskedWeight) else value
+        for name, value in values.items()
+    }
+    pairs = zip(args, call.event_dims, strict=True)
+    merged = [
+        of_data.merge(_without_ones(a, event_dim, len(of_data.merged)), event_dim) if isinstance(a, Tensor) else a
+        for a, event_dim in pairs
+    ]
+
+    def split(out: Any) -> Any:
+        if not isinstance(out, Tensor):
+            return out
+        if out.dim() == 0 or out.shape[0] not in (sizes.numel(), math.prod(of_data.merged)):
+            raise ValueError(
+                f"{type(network.net).__name__} returned shape {tuple(out.shape)} for a batch of {sizes.numel()}: "
+                "the first dimension of its output must be the batch"
+            )
+        return dims.whole(dims.split(out))
+
+    return tree_map(split, network.run(values, merged, kwargs))
+
+
+def _sizes(call: Call) -> torch.Size:
+    """Plates and data, broadcast."""
+    try:
+        return torch.broadcast_shapes(call.plates, *call.batches)
+    except RuntimeError as error:
+        raise ValueError(
+            f"weights of batch shape {tuple(call.plates)} do not broadcast with inputs of batch shape "
+            f"{', '.join(str(tuple(b)) for b in call.batches)} (event_dim {', '.join(map(str, call.event_dims))}): "
+            "give BayesianModule the event_dim of its inputs, and put plates around weights at dim -2 or further left"
+        ) from error
+
+
+def _lacking(call: Call, sizes: torch.Size) -> int:
+    """Number of the first plates that no input has."""
+    own = torch.broadcast_shapes(*call.batches)
+    while own and own[0] == 1:
+        own = own[1:]
+    number = min(len(sizes) - len(own), len(sizes) - 1)
+    return number if sizes[number:] == (own or (1,)) and sizes[:number].numel() > 1 else 0
+
+
+def _without_ones(a: Tensor, event_dim: int, batch_dims: int) -> Tensor:
+    """An input whose batch has no more dimensions than its own."""
+    while a.dim() > event_dim + batch_dims:
+        a = a.squeeze(0)
+    return a
+
+
+def trunk_of(network: Network, call: Call) -> Trunk:
+    """Known from a trial with few draws and data, of the modes and masks that the call has."""
+    masked = tuple(name for name, value in call.values.items() if isinstance(value, MaskedWeight))
+    key = (network.modes, masked)
+    if key not in network.trunks:
+        if is_traced():  # what is traced has run before
+            return Trunk()
+        with trial_run():
+            try:
+                network.trunks[key] = _trial(network, call)
+            except Exception:
+                network.trunks[key] = Trunk()
+    return network.trunks[key]
+
+
+def _trial(network: Network, call: Call) -> Trunk:
+    """Runs two draws of three data both ways."""
+    values = {name: _two_draws(value, network.slots[name].event_dim) for name, value in call.values.items()}
+    args: list[Any] = []
+    for a, event_dim in zip(call.args, call.event_dims, strict=True):
+        if isinstance(a, Tensor):
+            a = a.detach()[(0,) * (a.dim() - event_dim - 1)]
+            a = a[torch.arange(_ROWS, device=a.device) % len(a)].clone()
+        args.append(a)
+    small = call._replace(values=values, args=args, plates=torch.Size((_DRAWS, 1)))
+    found: dict[int, list[int]] = {_ROWS: [0], _ROWS * _DRAWS: [0]}  # entries a row of what modules return
+
+    def note(module: nn.Module, _: Any, out: Any) -> None:
+        for t in tree_leaves(out):
+            if isinstance(t, Tensor) and t.dim() and len(t) in found and not any(True for _ in module.children()):
+                found[len(t)].append(t[0].numel())
+
+    with torch.no_grad():
+        apart = tree_leaves(merge_batch(network, small, Trunk()))
+        hook = nn.modules.module.register_module_forward_hook(note)
+        try:
+            shared = tree_leaves(merge_batch(network, small, Trunk(shared=True)))
+        finally:
+            hook.remove()
+    pairs = [(a, b) for a, b in zip(apart, shared, strict=True) if isinstance(a, Tensor)]
+    before, behind = found[_ROWS], found[_ROWS * _DRAWS]
+    equal = all(a.shape == b.shape and same_values(b, a) for a, b in pairs)
+    return Trunk(equal, sum(before) / max(1, sum(behind)), max(behind))
+
+
+def _two_draws(value: Tensor, event_dim: int) -> Tensor:
+    """Of the first entry of all plates: a dense value, or a masked weight with two masks of real numbers."""
+    if not isinstance(value, MaskedWeight):
+        return value.detach()[(0,) * (value.dim() - event_dim)]
+    loc, keep = value.loc.detach(), value.keep.detach()
+    loc, keep = loc[(0,) * (loc.dim() - event_dim)], keep[(0,) * (keep.dim() - 1)]
+    mask = loc.new_empty(_DRAWS, 1, value.units.count(value.event_shape)).uniform_(0.5, 1.0)
+    return value.replace(loc=loc, keep=keep, mask=mask)
