@@ -41,6 +41,7 @@ def run(network: Network, call: Call) -> Any:
     call = call._replace(values=values, plates=plates, event_dims=_event_dims(network, call.args, plates))
     mapped = plates and any(_must_map(slot, name, values) for name, slot in network.slots.items())
     mapped = mapped or (bool(call.event_dims) and _many(call) and mixes_rows(network, call))
+    mapped = mapped or (bool(plates) and not trunk_of(network, call).merges)
     way = _map_over_weights if mapped else merge_batch
     if plates and (size := _draws_at_once(network, call, bool(mapped))) < plates[0]:
         return _run_slices(way, network, call, size)

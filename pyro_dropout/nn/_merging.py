@@ -1,14 +1,16 @@
 """Plates and data as one batch, which the network takes for its own; what stands before the first mask runs once.
 
 Layers with masked weights split the batch (``BatchDims`` of ``weights.shapes``). The *trunk*, all that precedes the
-first of them, is the same for all draws: the network is given the data once, and the first layer with a mask returns them
-for each draw. Some networks cannot be given them once, as one that adds its trunk to what is behind masks. A trial tells,
-and those get the data for each draw.
+first of them, is the same for all draws: the network is given the data once, and the first layer with a mask returns
+them for each draw. A trial tells which networks can do with that, which need the data for each draw (one that adds its
+trunk to what is behind masks), and which take no two draws in one batch (one that has times in the batch's place).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -24,15 +26,21 @@ from pyro_dropout.weights.weight import MaskedWeight
 _DRAWS, _ROWS = 2, 3  # of the trial: with one of either, or as many, wrong shapes might fit
 
 
-class Trunk(NamedTuple):
-    """What a trial says of the trunk.
+class NotMerged(ValueError):
+    """What a user must give otherwise, as it is no batch."""
 
-    :param shared: whether all draws may have it in common.
+
+class Trunk(NamedTuple):
+    """What a trial says of a network and its trunk.
+
+    :param shared: whether all draws may have the trunk in common.
+    :param merges: whether draws may be one batch; not where places or times stand in the batch's dimension.
     :param cost: of the trunk, in draws of what stands behind it.
     :param widest: entries of the largest activation of one draw of one datum; 0 if it is not known.
     """
 
     shared: bool = False
+    merges: bool = True
     cost: float = 0.0
     widest: int = 0
 
@@ -45,12 +53,7 @@ def merge_batch(network: Network, call: Call, trunk: Trunk | None = None) -> Any
     sizes = _sizes(call)
     if len(sizes) < 2:
         return network.run(values, args, kwargs)
-    for key, value in kwargs.items():
-        if isinstance(value, Tensor):
-            raise ValueError(
-                f"the network got the tensor {key!r} by keyword, whose batch cannot be merged with that of "
-                "positional inputs: pass it by position, with its event_dim"
-            )
+    _check_keywords(call)
     lacking = _lacking(call, sizes)
     shared = lacking > 0 and (trunk_of(network, call) if trunk is None else trunk).shared
     dims = BatchDims(call.plates, tuple(sizes), lacking if shared else 0)
@@ -69,13 +72,22 @@ def merge_batch(network: Network, call: Call, trunk: Trunk | None = None) -> Any
         if not isinstance(out, Tensor):
             return out
         if out.dim() == 0 or out.shape[0] not in (sizes.numel(), math.prod(of_data.merged)):
-            raise ValueError(
+            raise NotMerged(
                 f"{type(network.net).__name__} returned shape {tuple(out.shape)} for a batch of {sizes.numel()}: "
                 "the first dimension of its output must be the batch"
             )
         return dims.whole(dims.split(out))
 
     return tree_map(split, network.run(values, merged, kwargs))
+
+
+def _check_keywords(call: Call) -> None:
+    for key, value in call.kwargs.items():
+        if isinstance(value, Tensor):
+            raise NotMerged(
+                f"the network got the tensor {key!r} by keyword, whose batch cannot be merged with that of "
+                "positional inputs: pass it by position, with its event_dim"
+            )
 
 
 def _sizes(call: Call) -> torch.Size:
@@ -108,21 +120,19 @@ def _without_ones(a: Tensor, event_dim: int, batch_dims: int) -> Tensor:
 
 def trunk_of(network: Network, call: Call) -> Trunk:
     """Known from a trial with few draws and data, of the modes and masks that the call has."""
+    _check_keywords(call)
     masked = tuple(name for name, value in call.values.items() if isinstance(value, MaskedWeight))
     key = (network.modes, masked)
     if key not in network.trunks:
         if is_traced():  # what is traced has run before
             return Trunk()
-        with trial_run():
-            try:
-                network.trunks[key] = _trial(network, call)
-            except Exception:
-                network.trunks[key] = Trunk()
+        with trial_run(), torch.no_grad():
+            network.trunks[key] = _trial(network, call)
     return network.trunks[key]
 
 
 def _trial(network: Network, call: Call) -> Trunk:
-    """Runs two draws of three data both ways."""
+    """Two draws of three data, each draw alone, and both at once with the trunk in common and without."""
     values = {name: _two_draws(value, network.slots[name].event_dim) for name, value in call.values.items()}
     args: list[Any] = []
     for a, event_dim in zip(call.args, call.event_dims, strict=True):
@@ -130,25 +140,55 @@ def _trial(network: Network, call: Call) -> Trunk:
             a = a.detach()[(0,) * (a.dim() - event_dim - 1)]
             a = a[torch.arange(_ROWS, device=a.device) % len(a)].clone()
         args.append(a)
-    small = call._replace(values=values, args=args, plates=torch.Size((_DRAWS, 1)))
-    found: dict[int, list[int]] = {_ROWS: [0], _ROWS * _DRAWS: [0]}  # entries a row of what modules return
+    at_once = call._replace(values=values, args=args, plates=torch.Size((_DRAWS, 1)))
+    rows = _Activations()
+    try:
+        alone = []
+        for k in range(_DRAWS):
+            of_one = {n: v[k, 0] if isinstance(v, MaskedWeight) else v for n, v in values.items()}
+            alone.append(tree_leaves(network.run(of_one, args, call.kwargs)))
+        expected = [torch.stack(outs) for outs in zip(*alone, strict=True) if isinstance(outs[0], Tensor)]
+    except Exception:
+        return Trunk(merges=False)
 
-    def note(module: nn.Module, _: Any, out: Any) -> None:
-        for t in tree_leaves(out):
-            if isinstance(t, Tensor) and t.dim() and len(t) in found and not any(True for _ in module.children()):
-                found[len(t)].append(t[0].numel())
+    def equal(shared: bool) -> bool:
+        try:
+            found = [t for t in tree_leaves(merge_batch(network, at_once, Trunk(shared))) if isinstance(t, Tensor)]
+        except NotMerged:  # the call itself raises it
+            return True
+        except Exception:
+            return False
+        return all(a.shape == b.shape and same_values(a, b) for a, b in zip(found, expected, strict=True))
 
-    with torch.no_grad():
-        apart = tree_leaves(merge_batch(network, small, Trunk()))
+    with rows.noted():
+        shared = equal(shared=True)
+    return Trunk(shared, shared or equal(shared=False), *rows.cost_and_widest())
+
+
+class _Activations:
+    """Entries of a row of what modules return, of the trunk's and of others."""
+
+    def __init__(self) -> None:
+        self.of_trunk, self.others = list[int](), list[int]()
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        def note(module: nn.Module, _: Any, out: Any) -> None:
+            for t in tree_leaves(out):
+                if isinstance(t, Tensor) and t.dim() and not any(True for _ in module.children()):
+                    if len(t) == _ROWS:
+                        self.of_trunk.append(t[0].numel())
+                    elif len(t) == _ROWS * _DRAWS:
+                        self.others.append(t[0].numel())
+
         hook = nn.modules.module.register_module_forward_hook(note)
         try:
-            shared = tree_leaves(merge_batch(network, small, Trunk(shared=True)))
+            yield
         finally:
             hook.remove()
-    pairs = [(a, b) for a, b in zip(apart, shared, strict=True) if isinstance(a, Tensor)]
-    before, behind = found[_ROWS], found[_ROWS * _DRAWS]
-    equal = all(a.shape == b.shape and same_values(b, a) for a, b in pairs)
-    return Trunk(equal, sum(before) / max(1, sum(behind)), max(behind))
+
+    def cost_and_widest(self) -> tuple[float, int]:
+        return sum(self.of_trunk) / max(1, sum(self.others)), max(self.others, default=0)
 
 
 def _two_draws(value: Tensor, event_dim: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import pyro
@@ -16,6 +16,7 @@ import pyro_dropout._settings as settings
 from pyro_dropout._memory import PeakMemory
 from pyro_dropout._modes import forked_rng
 from pyro_dropout._sites import plate_nesting, sample_sites
+from pyro_dropout.weights.weight import MaskedWeight
 
 _PROBES = (2, 3)  # rows of data: enough to see what grows with them
 _LEAVES = 13  # rows of data that are looked at for a dependence on each other
@@ -47,6 +48,15 @@ class Inputs:
         self.keys = list(data)
         self.size = len(tensors[self.keys[0]]) if self.keys else 1
         self.probes: Sequence[int] = _PROBES if self.keys and self.size > max(_PROBES) else (self.size,)
+
+    @property
+    def kind(self) -> Any:
+        """What arguments have in common that are taken apart in the same way."""
+
+        def of(a: Any) -> Any:
+            return (a.shape, a.dtype, a.device) if isinstance(a, Tensor) else a
+
+        return tuple(map(of, self.args)), tuple((name, of(a)) for name, a in self.kwargs.items()), tuple(self.keys)
 
     def rows(self, some: slice) -> tuple[Any, Any]:
         """The arguments with some rows of the data."""
@@ -96,12 +106,22 @@ class Layout:
 
     @staticmethod
     def of(
-        model: Callable, inputs: Inputs, latent: set[str], read: Callable[[Any], dict[str, tuple[Tensor, ...]]]
+        model: Callable,
+        inputs: Inputs,
+        draw: dict[str, Tensor],
+        read: Callable[[Any], dict[str, tuple[Tensor, ...]]],
     ) -> Layout:
+        """
+        :param draw: a value of each of the guide's sites.
+        """
+        latent = set(draw)
+        # Of other latents, which may be of a datum, the prior's: only shapes count. Those of large weights take long.
+        weights = {name: value for name, value in draw.items() if isinstance(value, MaskedWeight)}
+
         def look(rows: int) -> tuple[Any, dict[str, torch.Size]]:
             args, kwargs = inputs.rows(slice(0, rows))
-            with forked_rng(), pyro.validation_enabled(False):  # latents are from the prior: only shapes count
-                trace = poutine.trace(model).get_trace(*args, **kwargs)
+            with forked_rng(), pyro.validation_enabled(False):
+                trace = poutine.trace(poutine.condition(model, data=weights)).get_trace(*args, **kwargs)
                 return trace, {name: values[0].shape for name, values in read(trace).items()}
 
         traces, found = [], []
@@ -140,10 +160,18 @@ class Layout:
         return () if site.data_dim is None else (slice(None),) * (site.padding + site.data_dim) + (rows,)
 
     def arrange(self, found: dict[str, tuple[Tensor, ...]], draws: slice, rows: slice) -> dict[str, tuple[Tensor, ...]]:
-        """What was read of some draws on some rows, in the shape it is to have."""
+        """What was read of some draws on some rows, in the shape it is to have.
+
+        :raises StalePlan: what has another shape than the model's sites had.
+        """
         arranged = {}
         for name, values in found.items():
+            if name not in self.sites:
+                raise StalePlan
             shape = self.shape(name, draws.stop - draws.start, rows.stop - rows.start)
+            own = shape[len(shape) - len(self.sites[name].shape) :]
+            if any(v.shape[v.dim() - len(own) :] != own or v.dim() < len(own) for v in values):
+                raise StalePlan
             arranged[name] = tuple(v.reshape(shape) if v.numel() == shape.numel() else v.expand(shape) for v in values)
         return arranged
 
@@ -176,6 +204,26 @@ class Layout:
                     'data=() to take them whole, or name the other sites in return_sites (masks="datum" allows '
                     "none of the first kind)"
                 )
+
+
+class StalePlan(Exception):
+    """What was found of a model is no longer so."""
+
+
+@dataclass
+class Plan:
+    """What is found once of arguments of a kind.
+
+    :param latent: names of the guide's sites.
+    :param layout: of the model's sites.
+    :param sizes: of parts, by the number of draws that are to be taken apart.
+    :param draws: of the guide at once, once that is known.
+    """
+
+    latent: set[str]
+    layout: Layout
+    sizes: dict[int, Sizes] = field(default_factory=dict)
+    draws: int | None = None
 
 
 def _growing(name: str, shapes: list[torch.Size]) -> int | None:
@@ -219,7 +267,7 @@ class Sizes(NamedTuple):
                 f"{used / settings.memory_share:,.0f} bytes, but max_memory leaves {memory:,} for it: give more"
             )
         while sizes != everything:
-            larger = sizes._grown(min(_GROWTH, budget / max(1, used)), everything)
+            larger = sizes._grown(budget / max(1, used), everything)
             if larger.draws * larger.rows < 1.5 * sizes.draws * sizes.rows:
                 break
             if larger == everything or larger.draws * larger.rows >= _ENOUGH:
@@ -236,8 +284,11 @@ class Sizes(NamedTuple):
         return Sizes.within(memory, lambda some, _: run(some), draws, Inputs((), {}, data=()), "of the guide").draws
 
     def _grown(self, factor: float, most: Sizes) -> Sizes:
-        """Larger by at most a factor: rows of the data first, and by what they leave of it the draws."""
-        rows = min(most.rows, int(self.rows * factor))
+        """Larger by at most a factor: rows of the data first, and by what they leave of it the draws.
+
+        Draws do not know each other, and what they need is as much as their number; of rows it is seen step by step.
+        """
+        rows = min(most.rows, int(self.rows * min(factor, _GROWTH)))
         if rows < most.rows:
             return Sizes(self.draws, rows)
         return Sizes(max(self.draws, min(most.draws, int(self.draws * factor * self.rows / rows))), rows)

@@ -20,7 +20,7 @@ from pyro_dropout.masks.messengers import DatumMasks
 from pyro_dropout.metrics.moments import PredictiveMoments
 from pyro_dropout.prediction._accumulators import Accumulator, LogMean, Moments, Stack
 from pyro_dropout.prediction._independence import check_masks, check_rows
-from pyro_dropout.prediction._parts import Inputs, Layout, Sizes, slices
+from pyro_dropout.prediction._parts import Inputs, Layout, Plan, Sizes, StalePlan, slices
 from pyro_dropout.prediction._reads import location, read_log_density, read_moments, read_value
 from pyro_dropout.prediction.draws import drawn, draws_plate, replayed
 from pyro_dropout.weights.plates import check_data_plates
@@ -108,6 +108,7 @@ class DropoutPredictive(Predictive):
         if masks == "datum" and (guide is None or not parallel):
             raise ValueError('masks="datum" draws masks when layers see the data: it needs a guide, and parallel=True')
         self.masks, self.max_memory, self.data, self.seed, self.progress = masks, max_memory, data, seed, progress
+        self._plans: dict[Any, Plan] = {}  # by kind of arguments
 
     # Three ways to keep what is predicted
 
@@ -156,7 +157,9 @@ class DropoutPredictive(Predictive):
 
     def _keep(self, latents: Mapping[str, Tensor]) -> DropoutPredictive:
         options = {name: getattr(self, name) for name in ("return_sites", "parallel", "max_memory", "data", "seed")}
-        return DropoutPredictive(self.model, posterior_samples=latents, progress=self.progress, **options)
+        kept = DropoutPredictive(self.model, posterior_samples=latents, progress=self.progress, **options)
+        kept._plans = self._plans
+        return kept
 
     def __len__(self) -> int:
         return self.num_samples
@@ -176,6 +179,13 @@ class DropoutPredictive(Predictive):
 
     def _evaluate(self, args: Any, kwargs: Any, read: Callable, accumulator: type[Accumulator]) -> dict[str, Any]:
         inputs = Inputs(args, kwargs, self.data)
+        try:
+            return self._collect(inputs, read, accumulator)
+        except StalePlan:  # the model has changed
+            self._plans.clear()
+            return self._collect(inputs, read, accumulator)
+
+    def _collect(self, inputs: Inputs, read: Callable, accumulator: type[Accumulator]) -> dict[str, Any]:
         results: dict[str, Accumulator] = {}
         with (
             self._seeded(),
@@ -184,16 +194,19 @@ class DropoutPredictive(Predictive):
             poutine.block(),
             tqdm(total=self.num_samples * inputs.size, unit_scale=True, disable=not self.progress) as bar,
         ):
-            latent = self._latent_names(inputs)
-            layout = Layout.of(self.model, inputs, latent, lambda trace: self._read(trace, read, latent))
-            for block in self._blocks(inputs):
-                task = _Task(inputs, layout, latent, read, block.latents)
+            plan = self._plan(inputs, read)
+            layout = plan.layout
+            for block in self._blocks(inputs, plan):
+                task = _Task(inputs, layout, plan.latent, read, block.latents)
                 run = partial(self._found, task)
-                sizes = Sizes.within(self.max_memory, run, block.number if self.parallel else 1, inputs)
-                parts = sizes.rows < inputs.size
-                if block.latents is None or parts:
-                    layout.check_parts(latent, inputs)
-                    self._check_rows(task, parts)
+                if block.number not in plan.sizes:
+                    at_once = block.number if self.parallel else 1
+                    sizes = plan.sizes[block.number] = Sizes.within(self.max_memory, run, at_once, inputs)
+                    parts = sizes.rows < inputs.size
+                    if block.latents is None or parts:
+                        layout.check_parts(plan.latent, inputs)
+                        self._check_rows(task, parts)
+                sizes = plan.sizes[block.number]
                 for rows in slices(inputs.size, sizes.rows):
                     for draws in slices(block.number, sizes.draws):
                         for name, values in run(draws, rows).items():
@@ -275,14 +288,33 @@ class DropoutPredictive(Predictive):
         check_data_plates(sites, guide_trace, rows=None if sites else rows.stop - rows.start)
         return trace
 
-    def _latent_names(self, inputs: Inputs) -> set[str]:
+    def _plan(self, inputs: Inputs, read: Callable) -> Plan:
+        """What arguments of this kind need to be known of; kept for others of the kind."""
+        options = (self.num_samples, self.parallel, self.masks, self.max_memory, tuple(self.return_sites or ()))
+        of_draws = None if self.guide else tuple((n, v.shape[1:]) for n, v in self.posterior_samples.items())
+        kind: Any = (self.model, self.guide, of_draws, read, *options, inputs.kind)
+        try:
+            if kind in self._plans:
+                return self._plans[kind]
+        except TypeError:  # an argument that has no hash, a list say
+            kind = None
+        weights = self._one_draw(inputs)
+        latent = set(weights)
+        layout = Layout.of(self.model, inputs, weights, lambda trace: self._read(trace, read, latent))
+        plan = Plan(latent, layout)
+        if kind is not None:
+            self._plans[kind] = plan
+        return plan
+
+    def _one_draw(self, inputs: Inputs) -> dict[str, Tensor]:
+        """A value of each of the guide's sites."""
         if self.guide is None:
-            return set(self.posterior_samples)
+            return {name: value[0] for name, value in self.posterior_samples.items()}
         with forked_rng():  # on all data, as this may be the guide's first call
             trace = poutine.trace(self.guide).get_trace(*inputs.args, **inputs.kwargs)
-        return {name for name, _ in sample_sites(trace)}
+        return {name: site["value"] for name, site in sample_sites(trace)}
 
-    def _blocks(self, inputs: Inputs) -> Iterator[_Block]:
+    def _blocks(self, inputs: Inputs, plan: Plan) -> Iterator[_Block]:
         """The draws that are kept at once: all, unless they need half the memory."""
         if self.guide is None:
             yield _Block(0, self.num_samples, self.posterior_samples)
@@ -293,8 +325,9 @@ class DropoutPredictive(Predictive):
             def draw(draws: slice) -> dict[str, Tensor]:
                 return drawn(self.guide, draws.stop - draws.start, self.parallel, inputs.args, inputs.kwargs)
 
-            number = Sizes.of_draws(self.max_memory // 2, draw, self.num_samples)
-            for draws in slices(self.num_samples, number):
+            if plan.draws is None:
+                plan.draws = Sizes.of_draws(self.max_memory // 2, draw, self.num_samples)
+            for draws in slices(self.num_samples, plan.draws):
                 yield _Block(draws.start, draws.stop - draws.start, draw(draws))
 
     @contextmanager

@@ -138,14 +138,15 @@ def test_what_joins_trunk_and_head_sees_each_draw(join):
 
 
 def test_chance_in_the_trunk_is_not_shared():
-    """A network that draws numbers of its own draws them anew for each draw of weights."""
+    """A network that draws numbers of its own draws them anew for each draw of weights, which run in turn."""
     module, x = network("linear")
     module._modules["net"].trunk.append(nn.Dropout(0.5)).train()
     trace = drawn(module, x)
     for _ in range(2):
         rows_of(module)
-        poutine.replay(module, trace=trace)(x)
-    assert rows_of(module) == [DRAWS * ROWS]
+        out = poutine.replay(module, trace=trace)(x)
+    assert rows_of(module) == DRAWS * [ROWS]
+    assert not torch.allclose(out[0], out[1])
 
 
 def test_other_masks_have_another_trunk():
@@ -300,3 +301,36 @@ def test_slices_take_more_draws_where_the_trunk_costs_more():
             out = poutine.replay(module, trace=trace)(x)
     assert rows_of(module) == [ROWS]
     torch.testing.assert_close(out, one_by_one(module, trace, x))
+
+
+class Folded(nn.Module):
+    """Has times in the place of its batch, or in its batch, between its layers."""
+
+    def __init__(self, fold, unfold):
+        super().__init__()
+        self.first, self.second, self.fold, self.unfold = nn.Linear(3, 5), nn.Linear(5, 2), fold, unfold
+
+    def forward(self, x):
+        return self.unfold(self.second(torch.tanh(self.first(self.fold(x)))), x)
+
+
+FOLDS = {
+    "times as rows": (lambda x: x.reshape(-1, 3), lambda h, x: h.unflatten(0, x.shape[:2]).mean(1)),
+    "rows by times": (lambda x: x.transpose(0, 1).flatten(0, 1), lambda h, x: h.unflatten(0, (x.shape[1], -1)).mean(0)),
+    "time first": (lambda x: x.transpose(0, 1), lambda h, x: h.mean(0)),
+}
+
+
+@pytest.mark.parametrize("times", [1, 2, 3, 4, 6, 20])
+@pytest.mark.parametrize("name", FOLDS)
+def test_networks_that_fold_times_into_their_batch(name, times):
+    """Where the batch's dimension holds times, it may look like draws and data, and is none."""
+    net = Folded(*FOLDS[name]).to(F64)
+    module = BayesianModule(net, event_dim=2)
+    for rows in (1, 2, ROWS):
+        x = torch.randn(rows, times, 3, dtype=F64)
+        guide = AutoBernoulliDropout(module, rate=0.4)
+        guide(x)
+        with pyro.plate("draws", DRAWS, dim=-2):
+            trace = poutine.trace(guide).get_trace(x)
+        torch.testing.assert_close(poutine.replay(module, trace=trace)(x), one_by_one(module, trace, x))

@@ -132,7 +132,7 @@ def test_networks_run_in_evaluation_mode_and_are_left_as_they_were(closure, para
 
 def test_flags_are_restored_after_an_error():
     model, guide, x, _ = fitted()
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+    with pytest.raises(ValueError, match="masks 3 input units"):
         DropoutPredictive(model, guide=guide, num_samples=3)(x[:, :2])
     assert all(module.training for module in model.modules())
 
