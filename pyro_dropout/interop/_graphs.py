@@ -22,9 +22,15 @@ from pyro_dropout.interop._randomness import random_nodes, watched
 
 
 def draws_of(net: nn.Module, inputs: tuple[Tensor, ...]) -> list[str]:
-    """Names of the operations that draw random numbers in a pass in training mode, of a network without a graph."""
-    with watched() as names, torch.no_grad():
-        twin(net, training=True)(*(x.clone() for x in inputs))
+    """Names of the operations that draw random numbers in a pass in training mode, of a network without a graph.
+
+    :raises ValueError: a network that fails.
+    """
+    try:
+        with watched() as names, torch.no_grad():
+            twin(net, training=True)(*(x.clone() for x in inputs))
+    except Exception as error:
+        raise _failure(net, training=True, error=error) from error
     return names
 
 
@@ -39,7 +45,8 @@ def say(graph: fx.GraphModule, node: fx.Node) -> str:
         return f"{type(graph.get_submodule(str(node.target))).__name__} {str(node.target)!r}"
     if node.op == "output":
         return "the network's output"
-    return f"{getattr(node.target, '__name__', node.target)} ({node.name})"
+    path, kind = _caller(node)
+    return f"{getattr(node.target, '__name__', node.target)} ({node.name})" + (f" in {kind} {path!r}" if path else "")
 
 
 class Graphs:
@@ -108,7 +115,7 @@ class Graphs:
             )
         return (
             f"{say(self.training, node)} differs between training and evaluation: it draws random numbers ({name}), "
-            "and is no dropout layer, so that they are not a mask of a weight"
+            "and is no dropout layer, so that they are not a mask of a weight: take it out, or set its rate to 0"
         )
 
     def _pair(self) -> dict[fx.Node, fx.Node]:
@@ -136,8 +143,8 @@ class Graphs:
         """One graph for both modes, without these dropouts: where arguments differ, the module's own mode chooses."""
         graph = self.training.graph
         for node in self.by_mode:
-            stack = list(node.meta.get("nn_module_stack", {}).values())
-            path = stack[-1][0] if stack and stack[-1][0] in dict(self.training.named_modules()) else ""
+            path, _ = _caller(node)
+            path = path if path in dict(self.training.named_modules()) else ""
             with graph.inserting_before(node):
                 mode = graph.create_node("get_attr", f"{path}.training".lstrip("."))
                 node.args, node.kwargs = self._by_mode(node, mode)
@@ -176,6 +183,12 @@ def attribute(graph: fx.GraphModule, node: fx.Node) -> Any:
     return getattr(graph.get_submodule(path), name)
 
 
+def _caller(node: fx.Node) -> tuple[str, str]:
+    """Path and type of the module whose forward calls a step; the network's own path is empty."""
+    path, kind = [("", ""), *node.meta.get("nn_module_stack", {}).values()][-1]
+    return path, getattr(kind, "__name__", str(kind))
+
+
 def _same_step(
     a_graph: fx.GraphModule, a: fx.Node, b_graph: fx.GraphModule, b: fx.Node, same: dict[fx.Node, fx.Node]
 ) -> bool:
@@ -204,8 +217,12 @@ def _run(graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> tuple[dict[fx.Nod
     try:
         return random_nodes(graph, inputs)
     except Exception as error:
-        mode = "training" if graph.training else "evaluation"
-        raise ValueError(f"{type(graph).__name__} fails in {mode} mode for the example: {error}") from error
+        raise _failure(graph, graph.training, error) from error
+
+
+def _failure(net: nn.Module, training: bool, error: Exception) -> ValueError:
+    mode = "training" if training else "evaluation"
+    return ValueError(f"{type(net).__name__} fails in {mode} mode for the example: {error}")
 
 
 class _Tracer(fx.Tracer):

@@ -140,7 +140,10 @@ def from_torch(
 def _check_active(net: nn.Module, flow: Flow, added: dict[str, float]) -> None:
     """Each weight has the rate of its dropouts or a given one; without any there is no posterior."""
     if both := sorted(added.keys() & flow.dropouts.keys()):
-        raise ValueError(f"rate gives {', '.join(both)} a rate, which a dropout of {type(net).__name__} masks already")
+        raise ValueError(
+            f"rate gives {', '.join(both)} a rate, which a dropout of {type(net).__name__} masks already: leave it "
+            "out, or give it 0, in a mapping of rates"
+        )
     if not added and not flow.dropouts:
         idle = [f"{type(m).__name__} {path!r}" for path, m in net.named_modules() if _could_drop(m)]
         there = f" ({', '.join(idle[:3])} {'drop' if len(idle) > 1 else 'drops'} nothing)" if idle else ""
@@ -151,7 +154,8 @@ def _check_active(net: nn.Module, flow: Flow, added: dict[str, float]) -> None:
 
 
 def _could_drop(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.modules.dropout._DropoutNd) or bool(getattr(layer, "dropout", 0.0))
+    rate = getattr(layer, "dropout", 0.0)  # of some layers a dropout layer
+    return isinstance(layer, nn.modules.dropout._DropoutNd) or (isinstance(rate, int | float) and rate > 0)
 
 
 class _CopiedOnce(TorchFunctionMode):

@@ -7,13 +7,11 @@ import pyro
 import pytest
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_dropout import from_torch
+from tests.support.products import Products
 
 MEMORY, PASSES = 2.5, 5
-WITH_WEIGHTS = {getattr(torch.ops.aten, name) for name in ("addmm", "mm", "bmm", "baddbmm", "convolution")}
 
 
 def vgg11(hidden=4096):
@@ -59,20 +57,6 @@ def test_a_conversion_takes_two_and_a_half_networks_of_memory(hidden, size):
     code = f"from tests.interop.test_conversion_cost import memory; memory({hidden}, {size})"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert float(out.split()[0]) < MEMORY
-
-
-class Products(TorchDispatchMode):
-    """Counts multiplications by weights; those that follow shapes alone, on no data, cost nothing."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
-        if operation.overloadpacket in WITH_WEIGHTS:
-            self.count += not any(isinstance(t, FakeTensor) or t.is_meta for t in tensors)
-        return operation(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("make", [small, lambda: (vgg11(64), torch.randn(2, 3, 64, 64))], ids=["small", "vgg11"])

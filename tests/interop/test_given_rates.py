@@ -70,6 +70,13 @@ def test_rates_stand_beside_dropouts_of_other_weights():
     assert {s: r.item() for s, r in guide.rates().items()} == pytest.approx({"0.weight": 0.1, "3.weight": 0.3})
 
 
+def test_what_has_a_dropout_is_left_out_by_a_mapping():
+    """As the refusal of one rate for all says."""
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Dropout(0.3), nn.Linear(4, 2))
+    _, guide = from_torch(net, X4, rate={nn.Linear: 0.1, "3": 0.0})
+    assert {s: r.item() for s, r in guide.rates().items()} == pytest.approx({"0.weight": 0.1, "3.weight": 0.3})
+
+
 # Errors
 
 NONE = "has no active dropout.*: give rate"
@@ -114,6 +121,22 @@ def test_the_dropouts_that_drop_nothing_are_named():
         from_torch(nn.Sequential(nn.Dropout(0.0), nn.Linear(4, 1)), X4)
 
 
+class Holder(nn.Module):
+    """As Transformers have it, ``self.dropout`` is a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.dropout, self.head = nn.Dropout(0.0), nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.head(self.dropout(x))
+
+
+def test_a_module_that_holds_a_dropout_is_not_named_for_one():
+    with pytest.raises(ValueError, match=r"no active dropout \(Dropout 'dropout' drops nothing\)"):
+        from_torch(Holder(), X4)
+
+
 @pytest.mark.parametrize(
     ("net", "rate", "error", "message"),
     [
@@ -139,7 +162,7 @@ def test_the_dropouts_that_drop_nothing_are_named():
             nn.Sequential(nn.Dropout(0.3), nn.Linear(4, 2)),
             0.1,
             ValueError,
-            "rate gives 1.weight a rate, which a dropout of Sequential masks already",
+            "rate gives 1.weight a rate, which a dropout of Sequential masks already: leave it out, or give it 0",
         ),
     ],
 )

@@ -114,6 +114,62 @@ def test_what_a_difference_is_is_said(net, message):
         from_torch(net, X4)
 
 
+class Block(nn.Module):
+    def __init__(self, do):
+        super().__init__()
+        self.do = do
+
+    def forward(self, x):
+        return self.do(x, self.training)
+
+
+@pytest.mark.parametrize(
+    ("do", "message"),
+    [
+        (
+            lambda x, training: stochastic_depth(x, 0.2, training),
+            r"stochastic_depth \(stochastic_depth\) in Block '1.0' differs .*: take it out, or set its rate to 0",
+        ),
+        (lambda x, training: F.dropout(x, 0.3, training) + x, r"dropout \(dropout\) in Block '1.0' is followed by add"),
+        (lambda x, training: x.tanh() if training else x, r"tanh \(tanh\) in Block '1.0' differs"),
+    ],
+)
+def test_a_function_is_named_with_the_module_that_calls_it(do, message):
+    """The function's own name says nothing of where to look in a large network."""
+    net = nn.Sequential(nn.Linear(4, 4), nn.Sequential(Block(do)), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match=message):
+        from_torch(net, X4)
+
+
+class Pooling(nn.Module):
+    """Its head in training needs more places than the rest of it, as in Inception; ``choose`` makes it untraceable."""
+
+    def __init__(self, choose=False):
+        super().__init__()
+        self.conv, self.head, self.choose = nn.Conv2d(4, 2, 3), nn.AvgPool2d(5), choose
+
+    def forward(self, x):
+        out = self.conv(x)
+        if self.choose and x.sum() > 1e9:
+            return out
+        return (out, self.head(out)) if self.training else out
+
+
+@pytest.mark.parametrize(
+    ("net", "rate"),
+    [
+        (Pooling(), None),
+        (Pooling(), 0.1),
+        (Pooling(choose=True), 0.1),
+        (nn.Conv2d(4, 2, 9), None),
+        (nn.Conv2d(4, 2, 9), 0.1),
+    ],
+)
+def test_a_network_that_fails_for_the_example_is_named(net, rate):
+    with pytest.raises(ValueError, match=f"{type(net).__name__} fails in training mode for the example: "):
+        from_torch(net, torch.randn(2, 4, 5, 5), rate=rate)
+
+
 # Inputs
 
 
