@@ -33,14 +33,6 @@ def test_converts_exactly_or_is_refused_at_two_sizes(case, which):
     check(case, case.sizes[which])
 
 
-@pytest.mark.slow
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="windows are folded into the batch, where draws stand too")
-def test_networks_that_fold_places_into_their_batch_take_several_draws_at_once():
-    pytest.importorskip("torchvision", reason="torchvision is an extra: .[vision]")
-    (case,) = (case for case in CASES if not case.at_once and not case.refused)
-    check(case._replace(at_once=True), case.sizes[0])
-
-
 # The check itself, on a network that needs no torchvision
 
 
@@ -62,7 +54,6 @@ SMALL = Case("small", small, {"4.weight": "3", "8.weight": "7", "11.weight": "10
     "case",
     [
         SMALL,
-        SMALL._replace(at_once=False),
         SMALL._replace(make=none, refused="no active dropout"),
         SMALL._replace(make=none, rate=0.3),
         SMALL._replace(rate=0.3, refused="masks already"),

@@ -27,7 +27,6 @@ class Case(NamedTuple):
     :param sizes: of images.
     :param fixed: whether the network takes no other size than that which it was made for.
     :param output: the tensor in what the network returns.
-    :param at_once: whether several draws are evaluated at once; in turn for networks that fold places into their batch.
     """
 
     name: str
@@ -38,7 +37,6 @@ class Case(NamedTuple):
     sizes: tuple[int, int] = (64, 224)
     fixed: bool = False
     output: Callable[[Any], Tensor] = lambda out: out
-    at_once: bool = True
 
 
 class Outcome(NamedTuple):
@@ -81,9 +79,7 @@ def convert(case: Case, size: int) -> Outcome:
     expected = _weights(net) if case.rate is not None else set(case.dropouts)
     if sentence:
         return Outcome(sentence, set(), expected, passes, seconds)
-    predict = DropoutPredictive(
-        model, guide=guide, num_samples=DRAWS, return_sites=["_RETURN"], parallel=case.at_once, seed=1
-    )
+    predict = DropoutPredictive(model, guide=guide, num_samples=DRAWS, return_sites=["_RETURN"], seed=1)
     masked = {name for name, rate in guide.rates().items() if rate > 0}
     functions = predict.draw(x)
     sizes = [size] if case.fixed else case.sizes

@@ -99,7 +99,7 @@ CASES = [
     Case("mnasnet1_0", network("mnasnet1_0"), last),
     *_with_rate(Case("shufflenet_v2_x1_0", network("shufflenet_v2_x1_0"), refused=NONE)),
     *_without_depth("convnext_tiny"),
-    *_without_depth("swin_t", at_once=False),
+    *_without_depth("swin_t"),
     *_with_rate(Case("vit_b_16", vit(), refused=NONE, fixed=True)),
     Case("vit_b_16, dropout=0.1", vit(dropout=0.1), refused="followed by LayerNorm", fixed=True),
     Case(
