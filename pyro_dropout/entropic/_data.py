@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import scipy.sparse
 import torch
 from torch import Tensor
 
+from pyro_dropout.entropic._chunk import Chunk, describe
 from pyro_dropout.entropic._design import Design
 
 EPS = float(np.finfo(np.float64).eps)
@@ -17,90 +18,94 @@ EPS = float(np.finfo(np.float64).eps)
 class RegressionData:
     """Rows while there are fewer than columns, then sums of products alone.
 
-    :param X: the first rows, ``[n, p]``, which tell dense from sparse and where the columns lie; not added yet.
+    ``n`` counts rows, ``total`` is the sum of their weights, ``log_weights`` that of the weights' logarithms.
+
+    :param chunk: the first rows, which tell dense from sparse and where the columns lie; not added yet.
     """
 
-    def __init__(self, X: Any) -> None:
-        self.p, self.n = X.shape[1], 0
-        self.rows: list[Any] | None = []
-        self.responses: list[Tensor] = []
+    def __init__(self, chunk: Chunk) -> None:
+        X, weights = chunk.X, chunk.weights
+        self.p, self.n, self.total, self.log_weights = X.shape[1], 0, 0.0, 0.0
+        self.outputs = chunk.y.shape[1:]
+        self.rows: list[Chunk] | None = []
         # Sums are of differences to the first rows' mean, or large means would drown the variances.
         self.shift = torch.zeros(self.p, dtype=torch.float64)
         self.sparse = scipy.sparse.issparse(X)
         if not self.sparse:
-            self.shift = torch.from_numpy(X.mean(0, dtype=np.float64))
-        self.y_shift = 0.0
+            mean = X.mean(0, dtype=np.float64) if weights is None else np.average(X, 0, weights.numpy())
+            self.shift = torch.from_numpy(mean)
+        self.y_shift = chunk.y.mean(0) if weights is None else weights @ chunk.y / weights.sum()
 
-    def add(self, X: Any, y: Tensor) -> None:
-        if self.n == 0:
-            self.y_shift = float(y.mean())
-        self.n += len(y)
-        self.sparse = self.sparse or scipy.sparse.issparse(X)
+    def add(self, chunk: Chunk) -> None:
+        if chunk.y.shape[1:] != self.outputs:
+            raise ValueError(
+                f"y must be {describe(self.outputs)}, as in the data before, but found {describe(chunk.y.shape[1:])}"
+            )
+        self.n += len(chunk)
+        self.total += len(chunk) if chunk.weights is None else float(chunk.weights.sum())
+        self.log_weights += 0.0 if chunk.weights is None else float(chunk.weights.log().sum())
+        self.sparse = self.sparse or scipy.sparse.issparse(chunk.X)
         if self.rows is not None:
             # Copies, as a caller may read the next chunk into the same memory. New lists and sums, as models of a path
             # share the old ones.
-            self.rows = [*self.rows, X.copy() if self.n < self.p else X]
-            self.responses = [*self.responses, y]
-            if self.n < self.p:
+            few = self.n < self.p
+            self.rows = [*self.rows, replace(chunk, X=chunk.X.copy()) if few else chunk]
+            if few:
                 return
-            rows, responses, self.rows, self.responses = self.rows, self.responses, None, []
+            rows, self.rows = self.rows, None
             self._gram = torch.zeros(self.p, self.p, dtype=torch.float64)
-            self._sum, self._cross = torch.zeros(2, self.p, dtype=torch.float64)
-            self._y_sum = self._y_square = 0.0
-            for X, y in zip(rows, responses, strict=True):
-                self._accumulate(X, y)
+            self._sum = torch.zeros(self.p, dtype=torch.float64)
+            self._cross = torch.zeros(self.p, *self.outputs, dtype=torch.float64)
+            self._y_sum, self._y_square = torch.zeros(2, *self.outputs, dtype=torch.float64)
+            for chunk in rows:
+                self._accumulate(chunk)
         else:
-            self._accumulate(X, y)
+            self._accumulate(chunk)
 
-    def _accumulate(self, X: Any, y: Tensor) -> None:
-        design = Design(X, self.shift if bool(self.shift.any()) else None)  # also of sparse rows after dense ones
-        y = y - self.y_shift
+    def _accumulate(self, chunk: Chunk) -> None:
+        design = chunk.design(self.shift if bool(self.shift.any()) else None)  # also of sparse rows after dense ones
+        y, root = chunk.response(self.y_shift), chunk.root
         self._gram = self._gram + design.gram()
-        self._sum = self._sum + design.rmatvec(torch.ones_like(y))
+        self._sum = self._sum + design.rmatvec(root)
         self._cross = self._cross + design.rmatvec(y)
-        self._y_sum += float(y.sum())
-        self._y_square += float(y @ y)
+        self._y_sum = self._y_sum + root @ y
+        self._y_square = self._y_square + y.square().sum(0)
 
-    @property
-    def y(self) -> Tensor:
-        return torch.cat(self.responses)
+    def kept(self) -> Chunk:
+        """All rows, where they are kept."""
+        assert self.rows is not None
+        return Chunk.concatenated(self.rows, self.sparse)
 
     def design(self, center: Tensor | None) -> Design:
-        assert self.rows is not None
-        if len(self.rows) == 1:
-            return Design(self.rows[0], center)
-        if self.sparse:  # some of them: made dense, all might not fit
-            return Design(scipy.sparse.vstack([scipy.sparse.csr_array(rows) for rows in self.rows]), center)
-        return Design(np.concatenate(self.rows), center)
+        return self.kept().design(center)
 
-    def means(self) -> tuple[Tensor, float]:
+    def means(self) -> tuple[Tensor, Tensor]:
+        """Of covariates ``[p]`` and responses ``[]`` or ``[outputs]``, by weight."""
         if self.rows is None:
-            return self.shift + self._sum / self.n, self.y_shift + self._y_sum / self.n
-        ones = torch.ones(self.n, dtype=torch.float64)
-        return self.design(None).rmatvec(ones) / self.n, float(self.y.mean())
+            return self.shift + self._sum / self.total, self.y_shift + self._y_sum / self.total
+        chunk = self.kept()
+        nothing = torch.zeros(self.outputs, dtype=torch.float64)
+        return chunk.design(None).rmatvec(chunk.root) / self.total, chunk.root @ chunk.response(nothing) / self.total
 
-    def products(self, x_mean: Tensor, y_mean: float) -> tuple[Tensor, Tensor, float]:
-        """``XᵀX``, ``Xᵀy`` and ``yᵀy`` of the data less these means, where sums are kept."""
+    def products(self, x_mean: Tensor, y_mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``XᵀWX``, ``XᵀWy`` and ``yᵀWy`` of the data less these means, where sums are kept."""
         delta, y_delta = x_mean - self.shift, y_mean - self.y_shift
         cross = torch.outer(delta, self._sum)
-        gram = self._gram - cross - cross.T + self.n * torch.outer(delta, delta)
-        with_y = self._cross - delta * self._y_sum - y_delta * self._sum + self.n * y_delta * delta
-        return gram, with_y, self._y_square - 2 * y_delta * self._y_sum + self.n * y_delta**2
+        gram = self._gram - cross - cross.T + self.total * torch.outer(delta, delta)
+        with_y = self._cross - torch.tensordot(delta, self._y_sum, dims=0)
+        with_y = with_y - torch.tensordot(self._sum - self.total * delta, y_delta, dims=0)
+        return gram, with_y, self._y_square - 2 * y_delta * self._y_sum + self.total * y_delta**2
 
-    def rounding(self) -> tuple[Tensor, float]:
-        """How far ``diag(XᵀX)`` and ``yᵀy`` may be off: by the rounding of means, and of sums where those are kept."""
+    def rounding(self) -> tuple[Tensor, Tensor]:
+        """How far the diagonals of ``XᵀWX`` and ``yᵀWy`` may be off: by the rounding of means, and of sums where those
+        are kept."""
         if self.rows is None:
             squares, y_square = self._gram.diagonal(), self._y_square
         else:
-            squares, y_square = self.design(self.shift).squares(), float((self.y - self.y_shift).square().sum())
-        n = self.n
-        means = 64 * n * EPS**2  # of entries that are off by their mean's rounding
+            chunk = self.kept()
+            squares, y_square = chunk.design(self.shift).squares(), chunk.response(self.y_shift).square().sum(0)
+        means = 64 * self.n * EPS**2  # of entries that are off by their mean's rounding
         # Sparse products add term by term, dense ones in blocks.
-        sums = 0.0 if self.rows is not None else 4 * (n if self.sparse else n**0.5) * EPS
-        columns = means * (squares + n * self.shift**2) + sums * squares
-        return columns, means * (y_square + n * self.y_shift**2)
-
-
-def as_array(value: Any) -> Any:
-    """A tensor as an array, anything else as it is."""
-    return value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+        sums = 0.0 if self.rows is not None else 4 * (self.n if self.sparse else self.n**0.5) * EPS
+        columns = means * (squares + self.total * self.shift**2) + sums * squares
+        return columns, means * (y_square + self.total * self.y_shift**2)

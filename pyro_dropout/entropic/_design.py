@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -13,29 +14,39 @@ import pyro_dropout._settings as settings
 
 
 class Design:
-    """``X - 1 centerᵀ``, ``[n, p]`` in float64; a sparse X stays sparse, its center is taken off in every product.
+    """``diag(root) (X - 1 centerᵀ)``, ``[n, p]`` in float64; a sparse X stays sparse, with its center in every product.
 
     :param matrix: ``[n, p]``, a tensor, an array or any ``scipy.sparse`` matrix.
     :param center: what to take off each column, ``[p]``, or None.
+    :param root: square roots of the rows' weights, ``[n]``, or None where all are 1.
     """
 
-    def __init__(self, matrix: Any, center: Tensor | None = None) -> None:
+    def __init__(self, matrix: Any, center: Tensor | None = None, root: Tensor | None = None) -> None:
+        self.n, self.p = matrix.shape
         self.sparse: Any = scipy.sparse.csr_array(matrix, dtype=np.float64) if scipy.sparse.issparse(matrix) else None
         if self.sparse is None:
             if isinstance(matrix, np.ndarray) and not matrix.flags.writeable:
                 matrix = matrix.copy()
             dense = torch.as_tensor(matrix).to(torch.float64)
-            self.dense = dense if center is None else dense - center
+            dense = dense if center is None else dense - center
+            self.dense = dense if root is None else dense * root.unsqueeze(1)
             center = None
+        elif root is not None:
+            self.sparse = _with_data(self.sparse, self.sparse.data * self._of_entries(root))
+        self.weighted = root is not None
+        self.root = torch.ones(self.n, dtype=torch.float64) if root is None else root
         self.center: Any = center
-        self.n, self.p = matrix.shape
+
+    def _of_entries(self, rows: Tensor) -> np.ndarray:
+        """What each stored entry has of its row."""
+        return np.repeat(rows.numpy(), np.diff(self.sparse.indptr))
 
     def matvec(self, v: Tensor) -> Tensor:
         """``X v`` for ``[p]`` or ``[p, k]``."""
         if self.sparse is None:
             return self.dense @ v
         out = _SparseProduct.apply(v, self.sparse)
-        return out if self.center is None else out - self.center @ v
+        return out if self.center is None else out - torch.tensordot(self.root, self.center @ v, dims=0)
 
     def rmatvec(self, u: Tensor) -> Tensor:
         """``Xᵀ u`` for ``[n]`` or ``[n, k]``."""
@@ -44,7 +55,7 @@ class Design:
         out = torch.from_numpy(self.sparse.T @ u.numpy())
         if self.center is None:
             return out
-        return out - (self.center * u.sum() if u.dim() == 1 else self.center.unsqueeze(1) * u.sum(0))
+        return out - torch.tensordot(self.center, self.root @ u, dims=0)
 
     def squares(self) -> Tensor:
         """``diag(XᵀX)``, ``[p]``."""
@@ -52,12 +63,25 @@ class Design:
             return torch.linalg.vecdot(self.dense, self.dense, dim=0)
         values, columns = self.sparse.data, self.sparse.indices
         if self.center is not None:
-            values = values - self.center.numpy()[columns]
+            centers = self.center.numpy()[columns]
+            values = values - (centers * self._of_entries(self.root) if self.weighted else centers)
         there = torch.from_numpy(np.bincount(columns, values**2, minlength=self.p))
-        if self.center is None:
-            return there
         # No difference of large sums: of a constant column there remains its mean's rounding.
-        return there + self.center**2 * torch.from_numpy(self.n - np.bincount(columns, minlength=self.p))
+        return there if self.center is None else there + self.center**2 * self._absent()
+
+    def _absent(self) -> Tensor:
+        """The weight of the rows that store nothing in a column, ``[p]``; exactly 0 where all store something."""
+        columns = self.sparse.indices
+        counts = np.bincount(columns, minlength=self.p)
+        if not self.weighted:
+            return torch.from_numpy(self.n - counts)
+        weights = self.root**2
+        absent = weights.sum() - torch.from_numpy(np.bincount(columns, self._of_entries(weights), minlength=self.p))
+        (full,) = np.nonzero(counts > self.n / 2)  # of those the sum itself, as the difference has lost digits
+        for part in np.array_split(full, max(1, -(-len(full) * self.n // settings.row_block))):
+            stored = _with_data(self.sparse, np.ones(len(columns)))[:, part].toarray()
+            absent[part] = torch.from_numpy(weights.numpy() @ (stored == 0))
+        return absent
 
     def gram(self) -> Tensor:
         """``XᵀX``, ``[p, p]``."""
@@ -66,8 +90,8 @@ class Design:
         raw = torch.from_numpy((self.sparse.T @ self.sparse).toarray())
         if self.center is None:
             return raw
-        cross = torch.outer(self.center, torch.from_numpy(np.asarray(self.sparse.sum(0)).ravel()))
-        return raw - cross - cross.T + self.n * torch.outer(self.center, self.center)
+        cross = torch.outer(self.center, torch.from_numpy(self.sparse.T @ self.root.numpy()))
+        return raw - cross - cross.T + self.root.square().sum() * torch.outer(self.center, self.center)
 
     def outer(self, weights: Tensor, other: Design | None = None) -> Tensor:
         """``X diag(weights) Yᵀ`` with the rows Y of another design (or this one), ``[n, m]``."""
@@ -79,9 +103,9 @@ class Design:
         scaled = _scaled(self.sparse, weights)
         out = _sparse_outer(scaled, other.sparse)
         if other.center is not None:
-            out = out - (torch.from_numpy(scaled @ other.center.numpy()))[:, None]
+            out.addr_(torch.from_numpy(scaled @ other.center.numpy()), other.root, alpha=-1)  # in place: n × n is large
         if self.center is not None:
-            out = out - other.matvec(weights * self.center)
+            out.addr_(self.root, other.matvec(weights * self.center), alpha=-1)
         return out
 
     def weighted_squares(self, weights: Tensor) -> Tensor:
@@ -91,22 +115,24 @@ class Design:
         raw = torch.from_numpy(self.sparse.multiply(self.sparse) @ weights.numpy())
         if self.center is None:
             return raw
-        centered = (weights.movedim(0, -1) * self.center).movedim(-1, 0)
-        cross = torch.from_numpy(self.sparse @ centered.numpy())
-        return raw - 2 * cross + self.center @ centered
+        centered = times(self.center, weights)
+        cross = times(self.root, torch.from_numpy(self.sparse @ centered.numpy()))
+        return raw - 2 * cross + torch.tensordot(self.root**2, self.center @ centered, dims=0)
 
     def scaled(self, factors: Tensor) -> Design:
         """``X diag(factors)``."""
         if self.sparse is None:
             return Design(self.dense * factors)
-        center = None if self.center is None else self.center * factors
-        return Design(_scaled(self.sparse, factors), center)
+        out = copy.copy(self)
+        out.sparse = _scaled(self.sparse, factors)
+        out.center = None if self.center is None else self.center * factors
+        return out
 
     def to_dense(self) -> Tensor:
         if self.sparse is None:
             return self.dense
         dense = torch.from_numpy(self.sparse.toarray())
-        return dense if self.center is None else dense - self.center
+        return dense if self.center is None else dense - torch.outer(self.root, self.center)
 
     def column_forms(self, matrix: Tensor, index: Tensor) -> Tensor:
         """``x_jᵀ A x_j`` for some columns, with A symmetric ``[n, n]``."""
@@ -116,15 +142,24 @@ class Design:
         forms = _sparse_forms(matrix, columns)
         if self.center is None:
             return forms
-        center, sums = self.center[index], matrix.sum(0)
-        return forms - 2 * center * torch.from_numpy(columns.T @ sums.numpy()) + center**2 * sums.sum()
+        center, sums = self.center[index], matrix @ self.root
+        return forms - 2 * center * torch.from_numpy(columns.T @ sums.numpy()) + center**2 * (self.root @ sums)
 
     def _parts(self, index: Tensor) -> Any:
         return index.split(max(1, settings.row_block // self.n))
 
 
+def times(factors: Tensor, values: Tensor) -> Tensor:
+    """``diag(factors) values`` for ``[n]`` or ``[n, k]``."""
+    return values * (factors if values.dim() == 1 else factors.unsqueeze(1))
+
+
 def _scaled(matrix: Any, factors: Tensor) -> Any:
-    data = matrix.data * factors.numpy()[matrix.indices]
+    return _with_data(matrix, matrix.data * factors.numpy()[matrix.indices])
+
+
+def _with_data(matrix: Any, data: np.ndarray) -> Any:
+    """Other values in the same places."""
     return scipy.sparse.csr_array((data, matrix.indices, matrix.indptr), shape=matrix.shape)
 
 

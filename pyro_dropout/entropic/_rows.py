@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_dropout.entropic._design import Design
 from pyro_dropout.entropic._gradients import conjugate_gradients
 
-DIRECT = 100  # rows up to which a factor costs no more than the gradients
+DIRECT = 100  # rows for each right-hand side up to which a factor costs no more than the gradients
 ITERATIONS = 100  # after which it does not either
 
 
@@ -51,12 +51,15 @@ class DiagonalPlusRows:
         return self.diagonal.log().sum() + 2 * self.factor.diagonal().log().sum()
 
     def solve_rows(self, u: Tensor) -> Tensor:
-        """``M⁻¹ u`` for ``[n]`` or ``[n, k]``."""
-        if u.dim() == 1 and self.rows.n > DIRECT and "factor" not in self.__dict__:
+        """``M⁻¹ u`` for ``[n]`` or ``[n, k]``, by the factor where there is one or it costs no more."""
+        if u.numel() * DIRECT < self.rows.n**2 and "factor" not in self.__dict__:
             scaled = self.rows.scaled(self.scale / self.diagonal.sqrt())
             found = conjugate_gradients(lambda v: v + scaled.matvec(scaled.rmatvec(v)), u, ITERATIONS)
             if found is not None:
                 return found
+        return self._by_factor(u)
+
+    def _by_factor(self, u: Tensor) -> Tensor:
         out = torch.cholesky_solve(u if u.dim() > 1 else u.unsqueeze(1), self.factor)
         return out if u.dim() > 1 else out.squeeze(1)
 
@@ -84,5 +87,5 @@ class DiagonalPlusRows:
         prior = torch.randn(self.p, n, dtype=self.diagonal.dtype, generator=generator)
         prior = prior / self.diagonal.sqrt().unsqueeze(1)
         noise = torch.randn(self.rows.n, n, dtype=self.diagonal.dtype, generator=generator)
-        inner = self.solve_rows(self.rows.matvec(self.scale.unsqueeze(1) * prior) + noise)
+        inner = self._by_factor(self.rows.matvec(self.scale.unsqueeze(1) * prior) + noise)
         return (prior - (self.scale / self.diagonal).unsqueeze(1) * self.rows.rmatvec(inner)).T

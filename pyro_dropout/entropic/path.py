@@ -5,18 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from sklearn.model_selection import check_cv
-from sklearn.utils.validation import check_X_y
-from torch import Tensor
 
-from pyro_dropout.entropic._data import RegressionData, as_array
-from pyro_dropout.entropic._fitted import Fitted, solve
+from pyro_dropout.entropic._chunk import Chunk
+from pyro_dropout.entropic._data import RegressionData
+from pyro_dropout.entropic._fitted import Fitted
+from pyro_dropout.entropic._solve import solve
 from pyro_dropout.entropic.regression import EntropicLinearRegression
 
 
 def regression_path(
-    X: Any, y: Any, rates: Any, shrinkages: Any, *, cv: Any = None, **kwargs: Any
+    X: Any, y: Any, rates: Any, shrinkages: Any, *, cv: Any = None, sample_weight: Any = None, **kwargs: Any
 ) -> list[list[EntropicLinearRegression]]:
     r"""``EntropicLinearRegression`` at every rate and shrinkage of a grid, ``[rates][shrinkages]``.
 
@@ -30,14 +29,16 @@ def regression_path(
     shrinkages at one rate alone: of any two rates it prefers the smaller, with the shrinkage that belongs to it.
 
     :param X: covariates ``[n, p]``, dense or sparse.
-    :param y: responses ``[n]``.
+    :param y: responses ``[n]`` or ``[n, outputs]``.
     :param rates: drop rates, each a number or one per covariate.
     :param shrinkages: values of λ0.
     :param cv: how to hold data out, as in scikit-learn: a number of folds (of consecutive rows), a splitter such as
         ``LeaveOneOut()`` or ``KFold(5, shuffle=True)``, or pairs of row numbers. None holds nothing out.
+    :param sample_weight: v, so that the variance of a response is σ² / v; of what is held out as well, so with ``cv``
+        it must be positive.
     :param kwargs: ``a0``, ``b0``, ``fit_intercept``.
     :returns: fitted models; with ``cv`` they have ``cv_log_density_``, in nats, one entry for each datum that is held
-        out, in the order of the held-out sets.
+        out, in the order of the held-out sets, ``[held out]`` or ``[held out, outputs]``.
     :raises ValueError: an empty grid; what the estimator refuses, also of the data without a fold.
 
     Example::
@@ -57,26 +58,25 @@ def regression_path(
             raise ValueError(f"{name} must have one value or more, but found none")
     path = [[EntropicLinearRegression(f, s, **kwargs) for s in grid["shrinkages"]] for f in grid["rates"]]
     models = [model for row in path for model in row]
-    models[0].fit(X, y)
-    X, y = check_X_y(as_array(X), as_array(y), accept_sparse="csr", dtype=[np.float64, np.float32], y_numeric=True)
-    response = torch.from_numpy(np.array(y, dtype=np.float64))
+    rows = models[0].fit(X, y, sample_weight)._chunk(X, y, sample_weight, reset=False)
     for model in models[1:]:
-        model._share(models[0], (X, response))
+        model._share(models[0], rows)
     if cv is not None:
-        splits = check_cv(cv).split(X, y)
-        for model, density in zip(models, _held_out([m._fitted for m in models], X, response, splits), strict=True):
+        splits = check_cv(cv).split(rows.X, rows.all_of(len(y)).y)
+        for model, density in zip(models, _held_out([m._fitted for m in models], rows, splits), strict=True):
             model.cv_log_density_ = density
     return path
 
 
-def _held_out(fits: list[Fitted], X: Any, y: Tensor, splits: Any) -> list[np.ndarray]:
+def _held_out(fits: list[Fitted], rows: Chunk, splits: Any) -> list[np.ndarray]:
     """Log-densities of what is held out, in the order of the held-out sets, of each fit's prior."""
     found: list[list[np.ndarray]] = []
     for train, test in splits:
-        data, rows = RegressionData(X[train]), (X[train], y[train])
-        data.add(*rows)
-        refits = [solve(data, fit.prior, rows) for fit in fits]
-        found.append([refit.predictive(X[test]).log_prob(y[test]).numpy() for refit in refits])
+        kept, out = rows[train], rows[test]
+        data = RegressionData(kept)
+        data.add(kept)
+        refits = [solve(data, fit.prior, kept) for fit in fits]
+        found.append([refit.predictive(out.X, out.weights).log_prob(out.y).numpy() for refit in refits])
     if not found:
         raise ValueError("cv must hold out rows, but found no folds")
     return [np.concatenate(densities) for densities in zip(*found, strict=True)]

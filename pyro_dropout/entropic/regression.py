@@ -3,40 +3,27 @@
 from __future__ import annotations
 
 import copy
-import math
 import numbers
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyro.distributions as dist
-import scipy.stats
+import scipy.sparse
 import torch
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
 from torch import Tensor
 
-from pyro_dropout.entropic._data import RegressionData, as_array
-from pyro_dropout.entropic._fitted import Fitted, Prior, solve
-from pyro_dropout.entropic._groups import data_groups
-from pyro_dropout.entropic._rate import check_index, check_rate
+from pyro_dropout.entropic._chunk import Chunk, as_array
+from pyro_dropout.entropic._data import RegressionData
+from pyro_dropout.entropic._fitted import Fitted
+from pyro_dropout.entropic._groups import export
+from pyro_dropout.entropic._intervals import check_mass, interval
+from pyro_dropout.entropic._prior import check_prior
+from pyro_dropout.entropic._rate import check_index
+from pyro_dropout.entropic._solve import solve
 from pyro_dropout.entropic.distribution import NormalInverseGamma
-from pyro_dropout.interop.groups import inference_data
-
-
-class PosteriorDraws(NamedTuple):
-    """Joint posterior draws: coefficients (1-f) w ``[draws, p]``, intercepts and noise variances ``[draws]``.
-
-    Example::
-
-        >>> x = np.random.default_rng(0).normal(size=(20, 2))
-        >>> draws = EntropicLinearRegression().fit(x, x @ [1.0, -1.0]).sample(5, random_state=0)
-        >>> isinstance(draws, PosteriorDraws), draws.coef.shape, draws.noise_variance.shape
-        (True, (5, 2), (5,))
-    """
-
-    coef: np.ndarray
-    intercept: np.ndarray
-    noise_variance: np.ndarray
+from pyro_dropout.entropic.draws import PosteriorDraws
 
 
 class EntropicLinearRegression(RegressorMixin, BaseEstimator):
@@ -77,6 +64,19 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
     :math:`f(1-f) \sum_j x_j^2\, \mathbb{E} w_j^2 = f(1-f) \sum_j x_j^2 \bigl(\mu_j^2 + \tfrac{b}{a-1}
     \Lambda^{-1}_{jj}\bigr)`. With an intercept x is centered, and 1/n is added to the 1 of the noise.
 
+    *Weights* ``sample_weight`` v say how exact a response is, as of the mean of v measurements:
+    :math:`y_i \sim \mathrm{Normal}(x_i^\top \tilde w_i, \sigma^2 / v_i)`. Then :math:`V = \mathrm{diag}(v)` stands
+    inside of every product (:math:`X^\top V X`, :math:`X^\top V y`, :math:`y^\top V y`), means are weighted, 1/n of
+    the intercept is :math:`1 / \sum_i v_i`, and log Z has :math:`\tfrac12 \sum_i \log v_i`. A row of weight k has the
+    coefficients, Λ and b of k equal rows, as in ``Ridge``, but counts once in a, since it is one response (n is the
+    number of rows of positive weight; ``BayesianRidge`` counts :math:`\sum_i v_i`). So the unit of weights is that
+    of 1/σ² alone: with k times the weights and λ0 nothing that is predicted of them changes. For k equal responses,
+    repeat the row. Predictions are of responses of weight 1.
+
+    *Several outputs* (y of ``[n, outputs]``) have one Λ, and each its own w and σ², independent given X. The results
+    have a dimension for them, as those of ``LinearRegression``: ``coef_ [outputs, p]``, ``intercept_`` and
+    ``noise_rate_ [outputs]``.
+
     :param rate: f, the probability of *dropping* a covariate, in [0, 1): a number, or one per covariate.
     :param shrinkage: λ0 ≥ 0, the prior precision of a coefficient in units of the noise's precision. At 0 the prior is
         flat, and rates must be positive wherever data alone do not determine a coefficient.
@@ -110,68 +110,72 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
 
     # Fitting
 
-    def fit(self, X: Any, y: Any) -> EntropicLinearRegression:
-        """The posterior of all data, ``X [n, p]`` (dense or sparse), ``y [n]``."""
-        return self._read(X, y, None)
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> EntropicLinearRegression:
+        """The posterior of all data, ``X [n, p]`` (dense or sparse), ``y [n]`` or ``[n, outputs]``.
 
-    def partial_fit(self, X: Any, y: Any) -> EntropicLinearRegression:
+        :param sample_weight: v, one for each row or one for all, finite and at least 0; None is 1.
+        """
+        return self._read(X, y, sample_weight, None)
+
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> EntropicLinearRegression:
         """Adds data; the posterior is that of all data so far. Rows are kept only while there are fewer than p.
 
         Of noise less than about 1e-6 of the signal sums of products lose digits; a warning says when.
         """
-        return self._read(X, y, getattr(self, "_data", None))
+        return self._read(X, y, sample_weight, getattr(self, "_data", None))
 
-    def _read(self, X: Any, y: Any, data: RegressionData | None) -> EntropicLinearRegression:
+    def _read(self, X: Any, y: Any, weights: Any, data: RegressionData | None) -> EntropicLinearRegression:
         before = dict(self.__dict__)
         try:
-            X, y = (as_array(t) for t in (X, y))
-            X, y = validate_data(
-                self, X, y, reset=data is None, accept_sparse="csr", dtype=[np.float64, np.float32], y_numeric=True
-            )
-            prior, response = self._prior(X.shape[1]), torch.from_numpy(np.array(y, dtype=np.float64))
-            self._dtype, self._data = X.dtype, RegressionData(X) if data is None else copy.copy(data)
-            self._data.add(X, response)
-            self._finish(solve(self._data, prior, (X, response) if data is None else None))
+            chunk = self._chunk(X, y, weights, reset=data is None)
+            prior = check_prior(self.get_params(deep=False), chunk.X.shape[1])
+            self._dtype, self._data = chunk.X.dtype, RegressionData(chunk) if data is None else copy.copy(data)
+            self._data.add(chunk)
+            self._finish(solve(self._data, prior, chunk if data is None else None))
         except BaseException:
             self.__dict__.clear()
             self.__dict__.update(before)  # data count as a whole or not at all
             raise
         return self
 
-    def _share(self, fitted: EntropicLinearRegression, rows: tuple[Any, Tensor]) -> None:
+    def _chunk(self, X: Any, y: Any, sample_weight: Any, reset: bool) -> Chunk:
+        X, y = (as_array(t) for t in (X, y))
+        if scipy.sparse.issparse(y):
+            raise TypeError("y must be dense, but found a sparse matrix: give y.toarray()")
+        if getattr(y, "shape", ())[1:] == (0,):
+            raise ValueError(f"y must have one output or more, but found shape {tuple(y.shape)}")
+        dtype = [np.float64, np.float32]
+        X, y = validate_data(
+            self, X, y, reset=reset, accept_sparse="csr", dtype=dtype, multi_output=True, y_numeric=True
+        )
+        return Chunk.of(X, y, sample_weight)
+
+    def _share(self, fitted: EntropicLinearRegression, rows: Chunk) -> None:
         """Another posterior of the same data."""
         for name in ("_data", "_dtype", "n_features_in_", "feature_names_in_"):
             if hasattr(fitted, name):
                 setattr(self, name, getattr(fitted, name))
-        self._finish(solve(self._data, self._prior(self._data.p), rows))
-
-    def _prior(self, p: int) -> Prior:
-        for name in ("shrinkage", "a0", "b0"):
-            value: Any = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-                raise TypeError(f"{name} must be a number, but found {value!r}")
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be a finite number of at least 0, but found {value}")
-        if self.fit_intercept not in (True, False):
-            raise TypeError(f"fit_intercept must be True or False, but found {self.fit_intercept!r}")
-        return Prior(1 - check_rate(self.rate, p), self.shrinkage, self.a0, self.b0, bool(self.fit_intercept))
+        self._finish(solve(self._data, check_prior(self.get_params(deep=False), self._data.p), rows))
 
     def _finish(self, fit: Fitted) -> None:
         self._fitted = fit
-        self.concentration_, self.noise_rate_ = fit.a, fit.b
-        self.coef_ = fit.coef.numpy().astype(self._dtype)
-        self.intercept_ = float(fit.y_mean - fit.x_mean @ fit.coef)
+        self.concentration_, self.noise_rate_ = fit.a, _number(fit.b)
+        self.coef_ = fit.coef.movedim(0, -1).numpy().astype(self._dtype, order="C")
+        self.intercept_ = _number(fit.intercept)
 
     # The posterior
 
     @property
-    def posterior_(self) -> NormalInverseGamma:
-        """Of w and σ², a Pyro distribution (of p + 1 entries)."""
+    def posterior_(self) -> Any:
+        """Of w and σ², a Pyro distribution (of p + 1 entries); of several outputs a tuple, one for each."""
         check_is_fitted(self)
         fit = self._fitted
-        return NormalInverseGamma(fit.mu, fit.precision, fit.a, fit.b)
+        if fit.b.dim() == 0:
+            return NormalInverseGamma(fit.mu, fit.precision, fit.a, float(fit.b))
+        each = zip(fit.mu.T, fit.b.tolist(), strict=True)
+        return tuple(NormalInverseGamma(mu, fit.precision, fit.a, b) for mu, b in each)
 
-    def log_normalizer(self) -> float:
+    def log_normalizer(self) -> Any:
         r"""``log Z`` of ENT eq. 10, by which the shrinkage can be chosen:
 
         .. math:: Z = \int q(w, \sigma^2) \exp \mathbb{E}_{\tilde w \mid w} \log q(y \mid \tilde w, \sigma^2)
@@ -183,10 +187,12 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
         ``cv`` of :func:`regression_path`. An improper prior (Jeffreys', or the flat one of the intercept) is known up
         to a constant, taken as 1.
 
+        :returns: a number; of several outputs one for each, ``[outputs]``. Outputs are independent given the
+            covariates, so their sum is log Z of all.
         :raises ValueError: ``shrinkage = 0``, where the coefficients' prior has no density.
         """
         check_is_fitted(self)
-        return self._fitted.log_normalizer()
+        return _number(self._fitted.log_normalizer())
 
     def sample(self, n_draws: int = 1, random_state: Any = None) -> PosteriorDraws:
         """Exact joint draws of coefficients, intercept and noise variance."""
@@ -197,15 +203,27 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
         return PosteriorDraws(*(t.numpy() for t in self._fitted.draw(n_draws, generator)))
 
     def credible_interval(self, mass: float = 0.95, index: Any = None) -> np.ndarray:
-        """Central intervals of coefficients, ``[p, 2]``, or of those in ``index``."""
-        _check_mass(mass)
+        """Central intervals of coefficients, ``[p, 2]`` or ``[outputs, p, 2]``, or of those in ``index``."""
+        check_mass(mass)
         posterior = self.posterior_
+        if isinstance(posterior, tuple):
+            return np.stack([self._interval(each, mass, index) for each in posterior])
+        return self._interval(posterior, mass, index)
+
+    def _interval(self, posterior: NormalInverseGamma, mass: float, index: Any) -> np.ndarray:
         keep = self._fitted.prior.keep.numpy()
         keep = keep if index is None else keep[check_index(index, len(keep)).numpy()]
-        return keep[:, None] * _interval(posterior.marginal(index), mass)
+        return keep[:, None] * interval(posterior.marginal(index), mass)
 
     def to_arviz(
-        self, X: Any = None, y: Any = None, *, n_draws: int = 1000, random_state: Any = None, feature_names: Any = None
+        self,
+        X: Any = None,
+        y: Any = None,
+        *,
+        n_draws: int = 1000,
+        random_state: Any = None,
+        feature_names: Any = None,
+        sample_weight: Any = None,
     ) -> Any:
         r"""Exact independent draws as ArviZ groups, in one chain.
 
@@ -219,32 +237,27 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
             ``observed_data``.
         :param y: their responses.
         :param feature_names: labels of the covariates; the names of the columns of a table by default.
+        :param sample_weight: of these rows, positive: what the posterior conditioned on has those of the fit.
         :returns: ``arviz.InferenceData`` (ArviZ 0.x) or ``xarray.DataTree`` (ArviZ 1.x).
         """
-        import arviz  # here: it is slow to import, and 0.23 warns as it is
-
         random = check_random_state(random_state)
         draws = self.sample(n_draws, random)
-        groups: dict[str, dict[str, Any]] = {"posterior": {k: v[None] for k, v in draws._asdict().items()}}
-        if (X is None) != (y is None):
-            raise ValueError("X and y are exported together, but found one of them alone")
+        if (X is None) != (y is None) or (X is None and sample_weight is not None):
+            raise ValueError("X, y and their weights are exported together, but found one of them alone")
         names = getattr(self, "feature_names_in_", None) if feature_names is None else feature_names
         if names is not None and len(names) != self.n_features_in_:
             raise ValueError(
                 f"feature_names must name each of {self.n_features_in_} covariates, but found {len(names)}"
             )
-        if X is not None:
-            X, y = validate_data(
-                self, as_array(X), as_array(y), reset=False, accept_sparse="csr", dtype=np.float64, y_numeric=True
-            )
-            groups |= data_groups(self._fitted, draws, X, y, random)
-        coords = {} if names is None else {"feature": list(names)}
-        return inference_data(arviz, groups, coords, {"coef": ["feature"], "y": ["data"], "y_constrained": ["data"]})
+        data = None if X is None else self._chunk(X, y, sample_weight, reset=False).all_of(len(y))
+        return export(self._fitted, draws, data, names, random)
 
     # Prediction
 
     def predict(self, X: Any, return_std: bool = False, dropout: bool = False) -> Any:
-        """Predictive means ``[n]``, with ``return_std`` also standard deviations, those of the noise included.
+        """Predictive means ``[n]`` or ``[n, outputs]``, with ``return_std`` also standard deviations, noise included.
+
+        Noise is that of a response of weight 1.
 
         :param X: covariates ``[n, p]``.
         :param return_std: infinite with one degree of freedom or two.
@@ -252,24 +265,19 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
         """
         X, fit = self._covariates(X), self._fitted
         design = fit.design(X)
-        mean = (fit.y_mean + design.matvec(fit.coef)).numpy().astype(X.dtype)
+        mean = fit.mean(design).numpy().astype(X.dtype)
         if not return_std:
             return mean
-        if fit.a <= 1:
-            return mean, np.full(len(mean), np.inf, dtype=X.dtype)
-        variance = fit.b / (fit.a - 1) * fit.spread(design)
-        if dropout:
-            variance = variance + fit.dropped(design)
-        return mean, variance.sqrt().numpy().astype(X.dtype)
+        return mean, fit.variance(design, dropout).sqrt().numpy().astype(X.dtype)
 
     def predictive(self, X: Any) -> dist.StudentT:
-        """The predictive distribution of each row without dropout, noise included."""
+        """The predictive distribution of each row (and output) without dropout, noise of weight 1 included."""
         return self._fitted.predictive(self._covariates(X))
 
     def predictive_interval(self, X: Any, mass: float = 0.95) -> np.ndarray:
-        """Central predictive intervals, ``[n, 2]``."""
-        _check_mass(mass)
-        return _interval(self.predictive(X), mass)
+        """Central predictive intervals, ``[n, 2]`` or ``[n, outputs, 2]``."""
+        check_mass(mass)
+        return interval(self.predictive(X), mass)
 
     def _covariates(self, X: Any) -> Any:
         check_is_fitted(self)
@@ -278,14 +286,10 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
+        tags.target_tags.multi_output = True
         return tags
 
 
-def _check_mass(mass: float) -> None:
-    if not (isinstance(mass, numbers.Real) and 0 < mass < 1):
-        raise ValueError(f"mass is the probability inside of an interval, between 0 and 1, but found {mass}")
-
-
-def _interval(student: dist.StudentT, mass: float) -> np.ndarray:
-    half = scipy.stats.t.ppf(0.5 + mass / 2, student.df.numpy()) * student.scale.numpy()
-    return np.stack([student.loc.numpy() - half, student.loc.numpy() + half], axis=1)
+def _number(value: Tensor) -> Any:
+    """A float, or an array where there are several outputs."""
+    return value.item() if value.dim() == 0 else value.numpy()

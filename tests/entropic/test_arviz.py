@@ -80,5 +80,5 @@ def test_names_of_columns_are_coordinates():
     with pytest.raises(ValueError, match="feature_names must name each of 3 covariates, but found 2"):
         model.to_arviz(feature_names=["a", "b"])
     for given in ({"X": table}, {"y": y}):
-        with pytest.raises(ValueError, match="X and y"):
+        with pytest.raises(ValueError, match="X, y and their weights"):
             model.to_arviz(**given)

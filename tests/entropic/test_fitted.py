@@ -119,7 +119,6 @@ def test_parameters_that_are_no_numbers_are_named(name, value):
         (lambda m: m.credible_interval("a"), ValueError, "mass is the probability"),
         (lambda m: m.credible_interval(index=[3]), ValueError, "index must be below 3 covariates"),
         (lambda m: m.posterior_.marginal(-4), ValueError, "index must be below 3 covariates"),
-        (lambda m: m.fit(data(10, 3)[0], np.ones((10, 2))), ValueError, "1d array"),
     ],
 )
 def test_wrong_arguments_are_named(call, error, message):
