@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from sklearn.model_selection import check_cv
 from sklearn.utils.validation import check_X_y
 from torch import Tensor
 
+from pyro_dropout._checks import said
 from pyro_dropout.entropic._data import RegressionData, as_array
 from pyro_dropout.entropic._fitted import Fitted, solve
 from pyro_dropout.entropic.regression import EntropicLinearRegression
@@ -51,6 +53,9 @@ def regression_path(
         >>> best.rate in (0.0, 0.3), best.cv_log_density_.shape
         (True, (20,))
     """
+    for name, values in (("rates", rates), ("shrinkages", shrinkages)):
+        if isinstance(values, str) or not isinstance(values, Iterable):
+            raise TypeError(f"{name} must be a list of values, but found {said(values)}")
     grid = {"rates": list(rates), "shrinkages": list(shrinkages)}
     for name, values in grid.items():
         if not values:
@@ -73,6 +78,8 @@ def _held_out(fits: list[Fitted], X: Any, y: Tensor, splits: Any) -> list[np.nda
     """Log-densities of what is held out, in the order of the held-out sets, of each fit's prior."""
     found: list[list[np.ndarray]] = []
     for train, test in splits:
+        if np.ndim(train) != 1 or np.ndim(test) != 1:
+            raise ValueError(f"cv must give pairs of lists of row numbers, but found {said(train)} and {said(test)}")
         data, rows = RegressionData(X[train]), (X[train], y[train])
         data.add(*rows)
         refits = [solve(data, fit.prior, rows) for fit in fits]

@@ -15,6 +15,7 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
 from torch import Tensor
 
+from pyro_dropout._checks import check_flags, said
 from pyro_dropout.entropic._data import RegressionData, as_array
 from pyro_dropout.entropic._fitted import Fitted, Prior, solve
 from pyro_dropout.entropic._groups import data_groups
@@ -223,16 +224,17 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
         """
         import arviz  # here: it is slow to import, and 0.23 warns as it is
 
-        random = check_random_state(random_state)
-        draws = self.sample(n_draws, random)
-        groups: dict[str, dict[str, Any]] = {"posterior": {k: v[None] for k, v in draws._asdict().items()}}
+        check_is_fitted(self)
         if (X is None) != (y is None):
             raise ValueError("X and y are exported together, but found one of them alone")
         names = getattr(self, "feature_names_in_", None) if feature_names is None else feature_names
-        if names is not None and len(names) != self.n_features_in_:
+        if names is not None and (not hasattr(names, "__len__") or len(names) != self.n_features_in_):
             raise ValueError(
-                f"feature_names must name each of {self.n_features_in_} covariates, but found {len(names)}"
+                f"feature_names must name each of {self.n_features_in_} covariates, but found {said(names)}"
             )
+        random = check_random_state(random_state)
+        draws = self.sample(n_draws, random)
+        groups: dict[str, dict[str, Any]] = {"posterior": {k: v[None] for k, v in draws._asdict().items()}}
         if X is not None:
             X, y = validate_data(
                 self, as_array(X), as_array(y), reset=False, accept_sparse="csr", dtype=np.float64, y_numeric=True
@@ -250,6 +252,7 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
         :param return_std: infinite with one degree of freedom or two.
         :param dropout: whether the covariates of new data drop out as in training, which adds to the deviations.
         """
+        check_flags(return_std=return_std, dropout=dropout)
         X, fit = self._covariates(X), self._fitted
         design = fit.design(X)
         mean = (fit.y_mean + design.matvec(fit.coef)).numpy().astype(X.dtype)
