@@ -36,6 +36,21 @@ def replace_stored(name: str, tensor: Tensor) -> None:
 
 
 @contextmanager
+def store_kept_on_failure() -> Iterator[None]:
+    """What is stored inside stays only if nothing is raised."""
+    store = pyro.get_param_store()
+    held: list[Any] = [store._params, store._constraints, store._param_to_name]
+    before = [dict(d) for d in held]
+    try:
+        yield
+    except BaseException:
+        for d, kept in zip(held, before, strict=True):
+            d.clear()
+            d.update(kept)
+        raise
+
+
+@contextmanager
 def named(parameters: dict[Tensor, str]) -> Iterator[None]:
     """Parameters of modules have names in the store, by which an optimiser may choose its options."""
     names = pyro.get_param_store()._param_to_name

@@ -7,7 +7,8 @@ from pathlib import Path
 TOP = Path(__file__).parent.parent
 ROOT = TOP / "pyro_dropout"
 FLOORS = [
-    {"_sites", "_values", "_modes", "_store", "_memory", "_settings", "_rows"},
+    {"_checks"},
+    {"_failures", "_sites", "_values", "_modes", "_store", "_memory", "_settings", "_rows"},
     {"masks", "metrics"},
     {"weights"},
     {"nn", "guides", "losses", "prediction"},

@@ -10,6 +10,7 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
+from pyro_dropout._checks import said
 from pyro_dropout.entropic._design import Design, times
 
 
@@ -103,4 +104,10 @@ def describe(outputs: torch.Size) -> str:
 
 def as_array(value: Any) -> Any:
     """A tensor as an array, anything else as it is."""
-    return value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+    if not isinstance(value, Tensor):
+        return value
+    if value.layout is not torch.strided or value.is_meta:
+        raise TypeError(
+            f"a tensor must be dense and hold values, but found {said(value)}: for sparse data scipy.sparse"
+        )
+    return value.detach().cpu().numpy()

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_dropout._checks import as_numbers
+
 
 def check_rate(rate: Any, p: int) -> Tensor:
     """The drop rate of each covariate, ``[p]``, in [0, 1)."""
@@ -27,10 +29,10 @@ def check_rate(rate: Any, p: int) -> Tensor:
 
 def check_index(index: Any, p: int) -> Tensor:
     """Places of covariates, ``[k]``, of places from either end or of a mask ``[p]``."""
-    index = torch.atleast_1d(torch.as_tensor(index))
+    index = torch.atleast_1d(as_numbers("index", index))
     if index.dtype == torch.bool and index.shape == (p,):
         return torch.nonzero(index).flatten()
-    if index.dtype.is_floating_point or index.dtype in (torch.bool, torch.complex64) or index.dim() != 1:
+    if index.dtype.is_floating_point or index.dtype == torch.bool or index.dim() != 1:
         raise ValueError(f"index must be places of {p} covariates, or a mask of that size, but found {index.tolist()}")
     if bool(((index < -p) | (index >= p)).any()):
         raise ValueError(f"index must be below {p} covariates, but found {index.tolist()}")

@@ -6,10 +6,12 @@ import math
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
+import scipy.sparse
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
+from pyro_dropout._checks import as_numbers, check_positive, check_tensors, checked_shape, said
 from pyro_dropout.entropic._design import Design
 from pyro_dropout.entropic._precision import DensePrecision, Precision
 from pyro_dropout.entropic._rate import check_index, check_rate
@@ -45,7 +47,12 @@ class NormalInverseGamma(TorchDistribution):
     has_rsample = False
 
     def __init__(self, loc: Tensor, precision: Tensor | Precision, concentration: float, noise_rate: float) -> None:
-        loc = torch.as_tensor(loc)
+        loc = as_numbers("loc", loc)
+        if not bool(torch.isfinite(loc).all()):
+            raise ValueError(f"loc has NaN or infinite entries: {said(loc)}")
+        if not isinstance(precision, Tensor) and not hasattr(precision, "inverse_diagonal"):
+            raise TypeError(f"precision must be a tensor [p, p], but found {said(precision)}")
+        check_positive(concentration=concentration, noise_rate=noise_rate)
         self.loc = loc.to(torch.float64, copy=True)  # theirs may change
         matrix = precision.to(torch.float64, copy=True) if isinstance(precision, Tensor) else None
         if loc.dim() != 1 or (matrix is not None and matrix.shape != (len(loc), len(loc))):
@@ -53,10 +60,6 @@ class NormalInverseGamma(TorchDistribution):
             raise ValueError(f"loc must be [p] and precision [p, p], but found loc of shape {tuple(loc.shape)}{shape}")
         self.precision: Any = precision if matrix is None else DensePrecision(matrix)
         self.concentration, self.noise_rate = float(concentration), float(noise_rate)
-        if not (self.concentration > 0 and self.noise_rate > 0 and math.isfinite(self.concentration + self.noise_rate)):
-            raise ValueError(
-                f"InverseGamma needs positive concentration and noise_rate, but found {concentration} and {noise_rate}"
-            )
         self._dtype = loc.dtype
         super().__init__(torch.Size(), torch.Size((len(loc) + 1,)), validate_args=False)
 
@@ -68,16 +71,19 @@ class NormalInverseGamma(TorchDistribution):
     def expand(self, batch_shape: Any, _instance: Any = None) -> NormalInverseGamma:
         new = object.__new__(NormalInverseGamma)
         new.__dict__.update(self.__dict__)
-        new._batch_shape = torch.Size(batch_shape)
+        new._batch_shape = checked_shape("batch_shape", batch_shape)
         return new
 
     def split(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """The coefficients ``[..., p]`` and the noise variance ``[...]`` of a value."""
+        check_tensors(value=value)
+        if value.shape[-1:] != self.event_shape:
+            raise ValueError(f"value must be [..., {len(self.loc) + 1}], but found shape {tuple(value.shape)}")
         return value[..., :-1], value[..., -1]
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """Exact independent draws, ``[*sample, *batch, p + 1]``."""
-        shape = torch.Size(sample_shape) + self.batch_shape
+        shape = checked_shape("sample_shape", sample_shape) + self.batch_shape
         n = shape.numel()
         with torch.no_grad():
             gamma = torch.distributions.Gamma(
@@ -89,7 +95,7 @@ class NormalInverseGamma(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Joint log-density of ``[w, σ²]``, in nats."""
-        w, variance = self.split(value.to(torch.float64))
+        w, variance = (part.to(torch.float64) for part in self.split(value))
         a, b, p = self.concentration, self.noise_rate, len(self.loc)
         quadratic = self.precision.quadratic(w - self.loc)
         normal = 0.5 * (self.precision.logdet - p * (2 * math.pi * variance).log() - quadratic / variance)
@@ -141,11 +147,15 @@ class NormalInverseGamma(TorchDistribution):
         """
         if not isinstance(self.precision, DensePrecision):
             raise NotImplementedError("update needs the precision as a matrix; fit all data at once instead")
-        design, y = Design(x), torch.as_tensor(y).to(torch.float64)
-        if design.p != len(self.loc) or y.shape != (design.n,):
+        x, y = x if scipy.sparse.issparse(x) else as_numbers("x", x), as_numbers("y", y).to(torch.float64)
+        if x.ndim != 2 or x.shape[1] != len(self.loc) or y.shape != x.shape[:1]:
             raise ValueError(
                 f"x must be [n, {len(self.loc)}] and y [n], but found {tuple(x.shape)} and {tuple(y.shape)}"
             )
+        design = Design(x)
+        for name, values in (("x", design.dense if design.sparse is None else design.sparse.data), ("y", y)):
+            if not bool(torch.isfinite(torch.as_tensor(values)).all()):
+                raise ValueError(f"{name} has NaN or infinite entries")
         keep = 1 - check_rate(rate, design.p)
         gram, old = design.gram(), self.precision.matrix
         matrix = old + torch.outer(keep, keep) * gram

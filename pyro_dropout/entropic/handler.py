@@ -18,6 +18,8 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_dropout._checks import check_choice, check_counts, check_functions, said
+from pyro_dropout._failures import said_of_arguments
 from pyro_dropout._sites import elementwise, plate_depth
 from pyro_dropout._values import same_values
 from pyro_dropout.entropic._rate import check_rate
@@ -80,10 +82,12 @@ class entropic_dropout:
         num_masks: int = 64,
         max_plate_nesting: int = 1,
     ) -> None:
-        if expectation not in ("enumerate", "moments", "bank", "fresh"):
-            raise ValueError(f"expectation must be enumerate, moments, bank or fresh, but found {expectation!r}")
-        if not (isinstance(num_masks, int) and num_masks > 0):
-            raise ValueError(f"num_masks must be a positive integer, but found {num_masks!r}")
+        check_functions(model=model)
+        check_choice(("enumerate", "moments", "bank", "fresh"), expectation=expectation)
+        check_counts(num_masks=num_masks)
+        check_counts(least=0, max_plate_nesting=max_plate_nesting)
+        if not isinstance(rate, Mapping) or not rate:
+            raise TypeError(f"rate must be a mapping from site names to rates, but found {said(rate)}")
         self.model, self.expectation = model, expectation
         # The first call reads them, so they are copied.
         self.rate = {name: f.clone() if isinstance(f, Tensor) else copy.copy(f) for name, f in rate.items()}
@@ -93,6 +97,10 @@ class entropic_dropout:
         self._counts: list[int] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with said_of_arguments("the model", args, kwargs):
+            return self._run(args, kwargs)
+
+    def _run(self, args: Any, kwargs: Any) -> Any:
         if self._keep is None:
             self._set_up(*args, **kwargs)
         if self.expectation == "fresh":
@@ -127,8 +135,8 @@ class entropic_dropout:
             self._counts.append(units.count(shape))
             try:
                 rate = check_rate(rate, self._counts[-1])
-            except ValueError as error:
-                raise ValueError(f"site {name!r}: {error}") from error
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"site {name!r}: {error}") from error
             keeps.append((1 - rate).to(site["value"].dtype))
         keep = torch.cat(keeps)
         if self.expectation == "enumerate":
@@ -155,7 +163,9 @@ class entropic_dropout:
                 seen = poutine.trace(masked).get_trace(*args, **kwargs)
                 for both in (trace, seen):
                     both.compute_log_prob(site_filter=lambda _, site: site["is_observed"])
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
+            if isinstance(error, ValueError) and not isinstance(error.__cause__, RuntimeError):
+                raise
             raise ValueError(f"{hint} ({error})") from error
         for name in trace.observation_nodes:
             if not same_values(trace.nodes[name]["log_prob"], seen.nodes[name]["log_prob"]):

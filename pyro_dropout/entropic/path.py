@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from sklearn.model_selection import check_cv
 
+from pyro_dropout._checks import said
 from pyro_dropout.entropic._chunk import Chunk
 from pyro_dropout.entropic._data import RegressionData
 from pyro_dropout.entropic._fitted import Fitted
@@ -52,6 +54,9 @@ def regression_path(
         >>> best.rate in (0.0, 0.3), best.cv_log_density_.shape
         (True, (20,))
     """
+    for name, values in (("rates", rates), ("shrinkages", shrinkages)):
+        if isinstance(values, str) or not isinstance(values, Iterable):
+            raise TypeError(f"{name} must be a list of values, but found {said(values)}")
     grid = {"rates": list(rates), "shrinkages": list(shrinkages)}
     for name, values in grid.items():
         if not values:
@@ -72,6 +77,8 @@ def _held_out(fits: list[Fitted], rows: Chunk, splits: Any) -> list[np.ndarray]:
     """Log-densities of what is held out, in the order of the held-out sets, of each fit's prior."""
     found: list[list[np.ndarray]] = []
     for train, test in splits:
+        if np.ndim(train) != 1 or np.ndim(test) != 1:
+            raise ValueError(f"cv must give pairs of lists of row numbers, but found {said(train)} and {said(test)}")
         kept, out = rows[train], rows[test]
         data = RegressionData(kept)
         data.add(kept)

@@ -14,6 +14,7 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
 from torch import Tensor
 
+from pyro_dropout._checks import check_flags, said
 from pyro_dropout.entropic._chunk import Chunk, as_array
 from pyro_dropout.entropic._data import RegressionData
 from pyro_dropout.entropic._fitted import Fitted
@@ -240,15 +241,16 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
         :param sample_weight: of these rows, positive: what the posterior conditioned on has those of the fit.
         :returns: ``arviz.InferenceData`` (ArviZ 0.x) or ``xarray.DataTree`` (ArviZ 1.x).
         """
-        random = check_random_state(random_state)
-        draws = self.sample(n_draws, random)
+        check_is_fitted(self)
         if (X is None) != (y is None) or (X is None and sample_weight is not None):
             raise ValueError("X, y and their weights are exported together, but found one of them alone")
         names = getattr(self, "feature_names_in_", None) if feature_names is None else feature_names
-        if names is not None and len(names) != self.n_features_in_:
+        if names is not None and (not hasattr(names, "__len__") or len(names) != self.n_features_in_):
             raise ValueError(
-                f"feature_names must name each of {self.n_features_in_} covariates, but found {len(names)}"
+                f"feature_names must name each of {self.n_features_in_} covariates, but found {said(names)}"
             )
+        random = check_random_state(random_state)
+        draws = self.sample(n_draws, random)
         data = None if X is None else self._chunk(X, y, sample_weight, reset=False).all_of(len(y))
         return export(self._fitted, draws, data, names, random)
 
@@ -263,6 +265,7 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
         :param return_std: infinite with one degree of freedom or two.
         :param dropout: whether the covariates of new data drop out as in training, which adds to the deviations.
         """
+        check_flags(return_std=return_std, dropout=dropout)
         X, fit = self._covariates(X), self._fitted
         design = fit.design(X)
         mean = fit.mean(design).numpy().astype(X.dtype)

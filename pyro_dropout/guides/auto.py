@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pyro_dropout._checks import check_positive
 from pyro_dropout.guides.base import DropoutGuide
 from pyro_dropout.masks.distributions import BernoulliMask, ConcreteMask
 
@@ -83,7 +84,7 @@ class AutoConcreteDropout(DropoutGuide):
     :param rest: makes the guide of all other latents.
     :param init_loc_fn: Pyro initialisation strategy.
     :param create_plates: as for any AutoGuide.
-    :raises ValueError: a temperature that is not positive, and at the first call what
+    :raises ValueError: a temperature that is not positive and finite, and at the first call what
         :class:`AutoBernoulliDropout` raises.
 
     Example::
@@ -109,8 +110,7 @@ class AutoConcreteDropout(DropoutGuide):
         shared: bool = False,
         **kwargs: Any,
     ) -> None:
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, but found {temperature}")
+        check_positive(temperature=temperature)
         super().__init__(model, rate, learnable=True, per_unit=per_unit, shared=shared, **kwargs)
         self.temperature = temperature
 

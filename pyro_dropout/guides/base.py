@@ -19,8 +19,11 @@ from pyro.nn.module import PyroModule, PyroParam
 from pyro.ops.tensor_utils import periodic_repeat
 from torch import Tensor, nn
 
+from pyro_dropout._checks import as_numbers, check_flags, check_functions, said
+from pyro_dropout._failures import said_of_arguments
 from pyro_dropout._modes import unchanged_buffers
 from pyro_dropout._sites import has_real_support, is_weight
+from pyro_dropout._store import store_kept_on_failure
 from pyro_dropout._values import is_traced
 from pyro_dropout.guides._state import adopt, leaf_of, make_room, tensors_of, unknown_sites, value_at
 from pyro_dropout.guides.initialization import init_to_module
@@ -78,6 +81,10 @@ class DropoutGuide(AutoGuide):
         init_loc_fn: Callable = init_to_module,
         create_plates: Callable | None = None,
     ) -> None:
+        check_functions(model=model, rest=rest, init_loc_fn=init_loc_fn)
+        if create_plates is not None:
+            check_functions(create_plates=create_plates)
+        check_flags(learnable=learnable, per_unit=per_unit, shared=shared)
         if per_unit and shared:
             raise ValueError("per_unit asks for one rate per unit, shared for one of the whole network: choose one")
         if (per_unit or shared) and not learnable:
@@ -95,7 +102,7 @@ class DropoutGuide(AutoGuide):
 
     def _learned_mask(self, logits: Tensor, units: int) -> Mask:
         """The mask distribution at learned keep logits."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has learned rates, and needs _learned_mask(logits, units)")
 
     def _mask(self, name: str, units: int) -> Mask:
         """The mask distribution of a site at its current rate."""
@@ -151,6 +158,8 @@ class DropoutGuide(AutoGuide):
             self._add_weight(name, site, rates[name])
         if len(weights) < len(sites):
             rest = self._make_rest(poutine.block(self.model, hide_fn=is_weight))
+            if not callable(rest):
+                raise TypeError(f"rest must make a guide from a model, but made {said(rest)}")
             self.rest = rest if isinstance(rest, AutoGuide) else AutoCallable(self.model, rest)
             if loaded and isinstance(rest, AutoGuide):  # now, as at its first call parameters come too late to load
                 rest._setup_prototype(*args, **kwargs)
@@ -220,7 +229,9 @@ class DropoutGuide(AutoGuide):
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Samples every latent site of the model, given the same arguments; weights are masked weights."""
         if self.prototype_trace is None:
-            with unchanged_buffers():  # the model runs for its sites alone, for the guide of the rest too
+            what = f"the model, in the first call of {type(self).__name__},"
+            # The model runs for its sites alone, for the guide of the rest too.
+            with unchanged_buffers(), store_kept_on_failure(), said_of_arguments(what, args, kwargs):
                 self._setup_prototype(*args, **kwargs)
                 return self.forward(*args, **kwargs)
         plates = self._create_plates(*args, **kwargs)
@@ -272,6 +283,7 @@ class DropoutGuide(AutoGuide):
         ``loc = E[W]`` is what dropout networks predict with in one pass (MC's "standard dropout"); the
         elementwise median of a two-point distribution would be 0 or ``loc / keep``.
         """
+        self._check_called()
         result = {name: value_at(self, "locs." + name).clone() for name in self._units}
         if hasattr(self, "rest"):
             self._create_plates(*args, **kwargs)
@@ -286,27 +298,33 @@ class DropoutGuide(AutoGuide):
         estimates are their own quantiles.
 
         :param quantiles: probabilities between 0 and 1.
+        :raises ValueError: other numbers; a guide before its first call.
         :raises NotImplementedError: the guide of the rest has no quantiles.
         """
+        self._check_called()
+        levels = _checked_quantiles(quantiles)
         self._create_plates(*args, **kwargs)
         result = {}
         for name, units in self._units.items():
             loc = value_at(self, "locs." + name)
             event_shape = loc.shape[-units.event_dim :]
             mask = self._mask(name, units.count(event_shape))
-            q = torch.as_tensor(quantiles, dtype=loc.dtype, device=loc.device)
-            q = q.reshape(-1, *(1,) * mask.keep.dim())
+            q = levels.to(loc).reshape(-1, *(1,) * mask.keep.dim())
             z, mirrored = (units.spread(mask.icdf(p) / mask.keep, event_shape) for p in (q, 1 - q))
             result[name] = torch.where(loc > 0, loc * z, loc * mirrored)
         if hasattr(self, "rest"):
             if isinstance(self.rest, AutoDelta):
-                n = len(torch.as_tensor(quantiles))
+                n = len(levels)
                 result.update({k: v.expand(n, *v.shape) for k, v in self.rest.median(*args, **kwargs).items()})
             elif hasattr(self.rest, "quantiles"):
-                result.update(self.rest.quantiles(quantiles, *args, **kwargs))
+                result.update(self.rest.quantiles(levels.tolist(), *args, **kwargs))
             else:
                 raise NotImplementedError(f"{type(self.rest).__name__}, the guide of the rest, has no quantiles")
         return result
+
+    def _check_called(self) -> None:
+        if self.prototype_trace is None:
+            raise ValueError(f"this {type(self).__name__} has no parameters before its first call: call it with data")
 
     # Copying and loading
 
@@ -362,14 +380,23 @@ def rates_of(guide: Any) -> dict[str, Tensor]:
         >>> rates_of(nn.ModuleList([guide]))
         {'weight': tensor(0.2500)}
     """
+    check_functions(guide=guide)
     modules = guide.modules() if isinstance(guide, nn.Module) else ()
     guides = [module for module in modules if isinstance(module, DropoutGuide)]
     return {name: rate for each in guides for name, rate in each.rates().items()}
 
 
+def _checked_quantiles(quantiles: Any) -> Tensor:
+    """Of doubles, ``[k]``."""
+    q = as_numbers("quantiles", quantiles).double()
+    if q.dim() != 1 or not len(q) or not bool(((q >= 0) & (q <= 1)).all()):
+        raise ValueError(f"quantiles must be a list of probabilities between 0 and 1, but found {said(quantiles)}")
+    return q
+
+
 def _resolve_rates(rate: Any, names: list[str]) -> dict[str, Any]:
     if isinstance(rate, Mapping):
-        unknown, missing = sorted(rate.keys() - set(names)), sorted(set(names) - rate.keys())
+        unknown, missing = sorted(rate.keys() - set(names), key=str), sorted(set(names) - rate.keys())
         if unknown or missing:
             raise ValueError(
                 f"rate must name the weight sites {', '.join(names)}; found no such site {unknown}, missing {missing}"

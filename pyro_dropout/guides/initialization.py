@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from pyro_dropout._checks import check_functions, said
 from pyro_dropout._sites import has_real_support
 
 
@@ -29,8 +31,12 @@ def init_to_module(site: Any = None, fallback: Any = None) -> Any:
         >>> bool((guide.median()["weight"] == model.net.weight).all())
         True
     """
+    if fallback is not None:
+        check_functions(fallback=fallback)
     if site is None:
         return lambda site: init_to_module(site, fallback)
+    if not isinstance(site, Mapping):
+        raise TypeError(f"site must be a sample site of a trace, but found {said(site)}")
     initial = site["infer"].get("initial_value")
     if initial is not None:
         shape = site["fn"].shape()

@@ -13,6 +13,8 @@ from pyro.infer import SVI
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
+from pyro_dropout._checks import check_counts, check_flags, said
+from pyro_dropout._failures import said_of_arguments
 from pyro_dropout._sites import is_deterministic, is_of_network, plate_nesting, sample_sites
 from pyro_dropout.guides.base import rates_of
 from pyro_dropout.interop.groups import inference_data
@@ -72,9 +74,37 @@ def from_pyro_svi(
         >>> idata["log_likelihood"]["obs"].dims
         ('chain', 'draw', 'data')
     """
-    if not (isinstance(num_samples, int) and num_samples > 0):
-        raise ValueError(f"num_samples must be a positive integer, but found {num_samples!r}")
+    if isinstance(svi, type) or not (callable(getattr(svi, "model", None)) and callable(getattr(svi, "guide", None))):
+        raise TypeError(f"svi must have a model and a guide, as pyro.infer.SVI has, but found {said(svi)}")
+    if not isinstance(model_args, tuple | list):
+        raise TypeError(f"model_args must be a tuple of the model's arguments, but found {said(model_args)}")
+    for name, value in {
+        "model_kwargs": model_kwargs,
+        "constant_data": constant_data,
+        "coords": coords,
+        "dims": dims,
+    }.items():
+        if value is not None and not (isinstance(value, Mapping) and all(isinstance(key, str) for key in value)):
+            raise TypeError(f"{name} must be a mapping of names, but found {said(value)}")
+    check_counts(num_samples=num_samples)
+    check_flags(prior=prior, weights=weights, parallel=parallel)
     kwargs = dict(model_kwargs or {})
+    with said_of_arguments("the model, run on model_args and model_kwargs,", model_args, kwargs):
+        arrays, named = _exported(svi, model_args, kwargs, num_samples, prior, weights, parallel)
+        if constant_data is not None:
+            arrays["constant_data"] = {n: _array(v) for n, v in constant_data.items()}
+        import arviz  # here: it is slow to import, and 0.23 warns as it is
+
+        try:
+            return inference_data(arviz, arrays, dict(coords or {}), named | dict(dims or {}))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"coords or dims do not fit the draws: {error}") from error
+
+
+def _exported(
+    svi: Any, model_args: Any, kwargs: dict[str, Any], num_samples: int, prior: bool, weights: bool, parallel: bool
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[str]]]:
+    """Groups of arrays, and the names of their dimensions."""
     with torch.no_grad(), poutine.block():
         one = poutine.trace(svi.model).get_trace(*model_args, **kwargs)
     observed = {n: site["value"] for n, site in sample_sites(one) if site["is_observed"] and not is_deterministic(site)}
@@ -99,12 +129,8 @@ def from_pyro_svi(
                 raise ValueError(f"draws of {name!r} in group {group} are not finite: was the fit finite?")
     arrays = {group: {n: _array(v)[None] for n, v in variables.items()} for group, variables in groups.items()}
     arrays["observed_data"] = {n: _array(v) for n, v in observed.items()}
-    if constant_data is None:
-        constant_data = _inputs(svi.model, model_args, kwargs, observed)
-    arrays["constant_data"] = {n: _array(v) for n, v in constant_data.items()}
-    import arviz  # here: it is slow to import, and 0.23 warns as it is
-
-    return inference_data(arviz, arrays, dict(coords or {}), posterior.dims | dict(dims or {}))
+    arrays["constant_data"] = {n: _array(v) for n, v in _inputs(svi.model, model_args, kwargs, observed).items()}
+    return arrays, posterior.dims
 
 
 @dataclass

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from pyro_dropout._checks import check_functions, check_positive, said
 from pyro_dropout._modes import evaluation_mode
 from pyro_dropout.guides.auto import AutoBernoulliDropout
 from pyro_dropout.interop._dataflow import Flow, follow_dropouts
@@ -101,6 +102,8 @@ def from_torch(
         {'0.weight': tensor(0.), '2.weight': tensor(0.1000)}
     """
     inputs = inputs_of(net, example)
+    check_functions(guide=guide, **({} if model is None else {"model": model}))
+    check_positive(precision=precision, **({} if size is None else {"size": size}))
     if weight_decay is not None and prior is not None:
         raise ValueError("give prior or weight_decay, not both: weight_decay is the prior's precision")
     added = {} if rate is None else given_rates(net, rate)
@@ -124,11 +127,15 @@ def from_torch(
         )
     module.dropout_layers = _dropout_layers(flow)
     made = module if model is None else model(module)
+    if not callable(made):
+        raise TypeError(f"model must make a Pyro model from the module, but made {said(made)}")
 
     def rate_of(site: str) -> float:
         return {module.site_name(name): 1 - keep for name, keep in keeps.items()}.get(site, 0.0)
 
     posterior = guide(made, rate=rate_of)
+    if not callable(posterior):
+        raise TypeError(f"guide must make a guide from model and rate, but made {said(posterior)}")
     _check_store(posterior, module)
     if model is None:
         # Only shapes matter, so batch normalisation keeps its statistics. With gradients, as guides copy means without.

@@ -10,6 +10,8 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
+from pyro_dropout._checks import said
+from pyro_dropout._failures import said_of_arguments
 from pyro_dropout.guides.base import rates_of
 from pyro_dropout.nn.module import BayesianModule
 from pyro_dropout.nn.slots import CONVOLUTIONS
@@ -43,7 +45,16 @@ def to_torch(module: BayesianModule, guide: AutoGuide, example: Tensor | Sequenc
           (1): Linear(in_features=8, out_features=1, bias=True)
         )
     """
-    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
+    if not isinstance(module, BayesianModule):
+        raise TypeError(f"module must be the BayesianModule of the guide's model, but found {said(module)}")
+    if not isinstance(guide, AutoGuide):
+        raise TypeError(f"guide must be a dropout guide, but found {said(guide)}")
+    if getattr(guide, "prototype_trace", None) is None:
+        raise ValueError("guide has no parameters before its first call: call it with data")
+    inputs = (example,) if isinstance(example, Tensor) else example
+    if not (isinstance(inputs, tuple | list) and inputs and all(isinstance(x, Tensor) for x in inputs)):
+        raise TypeError(f"example must be a tensor, or a tuple of tensors, but found {said(example)}")
+    inputs = tuple(inputs)
     values, rates = guide.median(), rates_of(guide)
     names = {name: module.site_name(name) for name in module.slots}
     if missing := [site for site in names.values() if site not in values]:
@@ -99,7 +110,7 @@ def _input_shapes(net: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[dict[str,
     for path, layer in probe.named_modules():
         if isinstance(layer, (nn.Linear, *CONVOLUTIONS)):
             layer.register_forward_pre_hook(lambda _, args, path=path: note(path, args[0]))
-    with torch.no_grad():
+    with torch.no_grad(), said_of_arguments("the network, run on example,", inputs, {}):
         probe(*inputs)
     return shapes, calls
 

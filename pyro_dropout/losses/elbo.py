@@ -13,6 +13,8 @@ from pyro.infer.util import is_validation_enabled, torch_item
 from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor
 
+from pyro_dropout._checks import check_choice, check_counts, check_flags, check_functions
+from pyro_dropout._failures import said_of_arguments
 from pyro_dropout._modes import forked_rng
 from pyro_dropout._sites import is_deterministic, sample_sites
 from pyro_dropout._values import is_traced
@@ -32,6 +34,8 @@ from pyro_dropout.masks.distributions import Mask
 from pyro_dropout.masks.estimators import ESTIMATORS, DisARM, GradientEstimator
 from pyro_dropout.masks.messengers import DatumMasks, JointDraw, Members
 from pyro_dropout.weights.plates import check_data_plates
+
+_SAID = "the loss"
 
 
 class TraceDropout_ELBO(ELBO):
@@ -90,10 +94,13 @@ class TraceDropout_ELBO(ELBO):
         max_plate_nesting: float = float("inf"),
         retain_graph: bool | None = None,
     ) -> None:
-        if masks not in ("datum", "draw"):
-            raise ValueError(f'masks must be "datum" or "draw", but found {masks!r}')
-        if isinstance(num_particles, bool) or not (isinstance(num_particles, int) and num_particles > 0):
-            raise ValueError(f"num_particles must be a positive integer, but found {num_particles!r}")
+        check_choice(("datum", "draw"), masks=masks)
+        check_counts(num_particles=num_particles)
+        check_flags(vectorize_particles=vectorize_particles)
+        if retain_graph is not None:
+            check_flags(retain_graph=retain_graph)
+        if max_plate_nesting != float("inf"):  # which is guessed
+            check_counts(least=0, max_plate_nesting=max_plate_nesting)
         if isinstance(gradient, str) and gradient in ESTIMATORS:
             gradient = ESTIMATORS[gradient]
         if not isinstance(gradient, GradientEstimator | None):
@@ -115,12 +122,13 @@ class TraceDropout_ELBO(ELBO):
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """An estimate of the negative ELBO."""
-        with torch.no_grad():
+        with torch.no_grad(), said_of_arguments(_SAID, args, kwargs):
             return sum(torch_item(loss) for loss, _ in self._particles(model, guide, args, kwargs))
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
         """An estimate of the negative ELBO, to call ``backward`` on."""
-        losses = [loss for loss, _ in self._particles(model, guide, args, kwargs)]
+        with said_of_arguments(_SAID, args, kwargs):
+            losses = [loss for loss, _ in self._particles(model, guide, args, kwargs)]
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
@@ -128,12 +136,13 @@ class TraceDropout_ELBO(ELBO):
         total = 0.0
         parameters: dict[str, Tensor] = {}
         try:
-            for loss, parameters in self._particles(model, guide, args, kwargs):
-                total += torch_item(loss)
-                if loss.requires_grad:
-                    loss.backward(retain_graph=self.retain_graph)
-                    if not finite_gradients(parameters):
-                        raise explain_gradients(parameters, find_nonfinite(model, guide, args, kwargs))
+            with said_of_arguments(_SAID, args, kwargs):
+                for loss, parameters in self._particles(model, guide, args, kwargs):
+                    total += torch_item(loss)
+                    if loss.requires_grad:
+                        loss.backward(retain_graph=self.retain_graph)
+                        if not finite_gradients(parameters):
+                            raise explain_gradients(parameters, find_nonfinite(model, guide, args, kwargs))
         except Exception:
             for parameter in parameters.values():
                 parameter.grad = None  # or the next step would add to it
@@ -165,6 +174,7 @@ class TraceDropout_ELBO(ELBO):
         self, model: Callable, guide: Callable, args: Any, kwargs: Any
     ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         """Losses that add up to the estimate, each finite, with the parameters they depend on."""
+        check_functions(model=model, guide=guide)
         with naming_culprits(model, guide, args, kwargs):
             for runs in self._batches(self._get_traces(model, guide, args, kwargs)):
                 loss = self._negative_elbo(runs)
@@ -280,6 +290,10 @@ class TraceDropout_ELBO(ELBO):
                 if is_validation_enabled():
                     check_site_shape(site, self.max_plate_nesting)
                 check_depth(site, self.max_plate_nesting + self._estimates_rates)
+                if site["log_prob"].is_complex():
+                    raise ValueError(
+                        f"observed site {name!r} has a log-density of complex numbers: is its value complex?"
+                    )
                 yield site, site["log_prob"]
 
     def _latent_terms(self, run: GuidedRun) -> Iterator[Tensor]:

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from pyro_dropout._checks import check_counts, check_tensors, checked_shape, said
+
 
 class _Source(Protocol):
     """What a :class:`DatumMask` needs of a mask distribution."""
@@ -35,6 +37,8 @@ class DatumMask:
     """
 
     def __init__(self, distribution: _Source) -> None:
+        if not hasattr(distribution, "batch_shape"):
+            raise TypeError(f"distribution must be a mask's, but found {said(distribution)}")
         self.distribution = distribution
         self.draws: dict[tuple[int, ...], Tensor] = {}
         self.entries: dict[tuple[int, ...], DatumMask] = {}
@@ -61,6 +65,8 @@ class DatumMask:
 
     def draw(self, batch_shape: tuple[int, ...]) -> Tensor:
         """The mask of shape ``[*batch_shape, units]``."""
+        if not isinstance(batch_shape, tuple):
+            raise TypeError(f"batch_shape must be a tuple of sizes, but found {said(batch_shape)}")
         if batch_shape not in self.draws:
             self.draws[batch_shape] = self.distribution.expand(batch_shape)()
         return self.draws[batch_shape]
@@ -85,7 +91,9 @@ class LeafSource:
 
         :param kept: units whose mask is always 1, ``[*batch_shape, 1 or units]``.
         """
-        return _Leaf(self, units, like, torch.Size(batch_shape), kept)
+        check_counts(units=units)
+        check_tensors(like=like)
+        return _Leaf(self, units, like, checked_shape("batch_shape", batch_shape), kept)
 
 
 class _Leaf(NamedTuple):

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.utils import lazy_property
 
+from pyro_dropout._checks import as_numbers, check_counts, check_positive, check_tensors, checked_shape, said
+
 
 class Mask(TorchDistribution):
     """A mask over the units of a weight: independent entries, ``units`` the one event dimension.
@@ -40,11 +42,12 @@ class Mask(TorchDistribution):
     ) -> None:
         if (rate is None) == (logits is None):
             raise ValueError("give either rate, the probability of dropping, or logits, the log-odds of keeping")
-        given = torch.as_tensor(rate) if logits is None else logits
+        given = _checked(rate, logits, units) if validate_args else torch.as_tensor(rate) if logits is None else logits
         given = given.reshape(1) if given.dim() == 0 else given
         if validate_args and given.shape[-1] not in (1, units):
+            what = "rate" if logits is None else "logits"
             raise ValueError(
-                f"a mask over {units} units takes one rate or {units}, but found shape {tuple(given.shape)}"
+                f"a mask over {units} units takes one rate or {units}, but found {what} of shape {tuple(given.shape)}"
             )
         self._logits = logits if logits is None else given
         if logits is None:
@@ -81,7 +84,7 @@ class Mask(TorchDistribution):
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         new = self._get_checked_instance(Mask, _instance) if _instance is not None else object.__new__(type(self))
         new.__dict__.update(self.__dict__)
-        new._batch_shape = torch.Size(batch_shape)
+        new._batch_shape = checked_shape("batch_shape", batch_shape)
         return new
 
     def entropy(self) -> Tensor:
@@ -99,7 +102,15 @@ class Mask(TorchDistribution):
         return h if h.shape == self.batch_shape else h.expand(self.batch_shape)
 
     def _full_shape(self, sample_shape: Any) -> torch.Size:
-        return torch.Size(sample_shape) + self.batch_shape + self.event_shape
+        return checked_shape("sample_shape", sample_shape) + self.batch_shape + self.event_shape
+
+    def _check_value(self, value: Any) -> None:
+        check_tensors(value=value)
+        if value.dim() and value.shape[-1] not in (1, self.units):
+            raise ValueError(f"value must have {self.units} units, but found {said(value)}")
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} does not say how it is drawn: it needs rsample, or sample")
 
 
 class BernoulliMask(Mask):
@@ -147,6 +158,7 @@ class BernoulliMask(Mask):
         return self.sample(sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
+        self._check_value(value)
         if self._logits is None:
             log_prob = torch.xlogy(value, self.keep) + torch.xlogy(1 - value, self.rate)
         else:
@@ -155,6 +167,7 @@ class BernoulliMask(Mask):
         return log_prob.expand(*log_prob.shape[:-1], self.units).sum(-1)
 
     def icdf(self, q: Tensor) -> Tensor:
+        check_tensors(q=q)
         return (q > self.rate).to(self.keep.dtype)
 
 
@@ -175,7 +188,7 @@ class ConcreteMask(Mask):
     :param logits: instead of ``rate``, the log-odds of keeping.
     :param units: number of masked units.
     :param temperature: t > 0.
-    :raises ValueError: a rate outside [0, 1), a wrong shape, a temperature that is not positive.
+    :raises ValueError: a rate outside [0, 1), a wrong shape, a temperature that is not positive and finite.
 
     Example::
 
@@ -196,8 +209,8 @@ class ConcreteMask(Mask):
         temperature: float = 0.1,
         validate_args: bool = True,
     ) -> None:
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, but found {temperature}")
+        if validate_args:
+            check_positive(temperature=temperature)
         self.temperature = temperature
         self._drawn: tuple[Tensor, Tensor] | None = None
         super().__init__(rate, logits=logits, units=units, validate_args=validate_args)
@@ -216,6 +229,7 @@ class ConcreteMask(Mask):
         if self._drawn is not None and value is self._drawn[0]:
             y = self._drawn[1]
         else:
+            self._check_value(value)
             y = torch.logit(value, eps=torch.finfo(value.dtype).eps)
         noise = self.temperature * y - self.logits
         # logistic density of the noise, times d noise / d z = t / (z (1 - z))
@@ -223,4 +237,16 @@ class ConcreteMask(Mask):
         return log_prob.sum(-1)
 
     def icdf(self, q: Tensor) -> Tensor:
+        check_tensors(q=q)
         return torch.sigmoid((self.logits + torch.logit(q)) / self.temperature)
+
+
+def _checked(rate: Any, logits: Any, units: Any) -> Tensor:
+    """Rates or logits as a tensor; their range and shape are looked at by who asks."""
+    check_counts(units=units)
+    if logits is not None:
+        check_tensors(logits=logits)
+        if not logits.is_floating_point() or bool(logits.isnan().any()):
+            raise ValueError(f"logits must be real numbers, none of them NaN, but found {said(logits)}")
+        return logits
+    return as_numbers("rate", rate)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_dropout.masks._joint import check_losses, checked_draw
 from pyro_dropout.masks.distributions import BernoulliMask
 
 
@@ -92,6 +93,7 @@ class ARM(GradientEstimator):
         return z, u
 
     def surrogate(self, losses: Tensor, mask: BernoulliMask, z: Tensor, noise: Tensor) -> Tensor:
+        check_losses(losses, mask, z)
         difference = (losses[1] - losses[0]).detach().unsqueeze(-1)
         return (difference * (noise - 0.5) * mask.logits).sum()
 
@@ -120,6 +122,7 @@ class DisARM(GradientEstimator):
         return _antithetic_pair(mask, shape)[1], None
 
     def surrogate(self, losses: Tensor, mask: BernoulliMask, z: Tensor, noise: None) -> Tensor:
+        check_losses(losses, mask, z)
         difference = 0.5 * (losses[0] - losses[1]).detach().unsqueeze(-1)
         sign = z[0] - z[1]  # (-1)^z̃ where z and z̃ differ, else 0
         slope = torch.sigmoid(mask.logits.detach().abs())
@@ -151,14 +154,17 @@ class Reinforce(GradientEstimator):
             raise ValueError(f"Reinforce needs at least two members for its baseline, but found {self.members!r}")
 
     def sample(self, mask: BernoulliMask, shape: torch.Size) -> tuple[Tensor, None]:
+        shape = checked_draw(mask, shape)
         return mask.expand(shape)((self.members,)), None
 
     def surrogate(self, losses: Tensor, mask: BernoulliMask, z: Tensor, noise: None) -> Tensor:
+        check_losses(losses, mask, z)
         advantage = (losses - losses.mean(0)).detach() / (self.members - 1)
         return (advantage * mask.log_prob(z)).sum()
 
 
 def _antithetic_pair(mask: BernoulliMask, shape: torch.Size) -> tuple[Tensor, Tensor]:
+    shape = checked_draw(mask, shape)
     rate, dtype = mask.rate.detach(), mask.keep.dtype
     wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype  # half precision has no 0.9999
     u, rate = torch.rand((*shape, mask.units), dtype=wide, device=rate.device), rate.to(wide)

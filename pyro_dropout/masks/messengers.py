@@ -8,6 +8,8 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_dropout._checks import check_counts, checked_shape, said
+from pyro_dropout.masks._joint import check_mask
 from pyro_dropout.masks.datum import DatumMask, LeafSource
 from pyro_dropout.masks.distributions import Mask
 from pyro_dropout.masks.estimators import GradientEstimator
@@ -109,6 +111,8 @@ class Members(Messenger):
 
     def __init__(self, estimator: GradientEstimator, max_plate_nesting: int) -> None:
         super().__init__()
+        _check_estimator(estimator)
+        check_counts(least=0, max_plate_nesting=max_plate_nesting)
         self.estimator, self.max_plate_nesting = estimator, max_plate_nesting
         self.draws: list[JointDraw] = []
 
@@ -147,8 +151,12 @@ class MemberMask(Mask):
     def __init__(
         self, mask: Mask, estimator: GradientEstimator, batch_shape: torch.Size, draws: list[JointDraw]
     ) -> None:
+        check_mask(mask)
+        _check_estimator(estimator)
+        if not isinstance(draws, list):
+            raise TypeError(f"draws must be a list, which gets what is drawn, but found {said(draws)}")
         self.of_one, self.estimator, self.draws, self.units = mask, estimator, draws, mask.units
-        self._batch_shape, self._event_shape = torch.Size(batch_shape), mask.event_shape
+        self._batch_shape, self._event_shape = checked_shape("batch_shape", batch_shape), mask.event_shape
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> MemberMask:
         return MemberMask(self.of_one, self.estimator, batch_shape, self.draws)
@@ -181,3 +189,8 @@ class MemberMask(Mask):
         z, noise = self.estimator.sample(self.of_one, torch.Size(shape))
         self.draws.append(JointDraw(self.of_one, z, noise))
         return z
+
+
+def _check_estimator(estimator: Any) -> None:
+    if not isinstance(estimator, GradientEstimator):
+        raise TypeError(f"estimator must be a GradientEstimator, such as DisARM(), but found {said(estimator)}")

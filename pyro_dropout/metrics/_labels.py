@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_dropout._checks import as_numbers
+
 _DRAWS = ("chain", "draw", "sample")  # the names that ArviZ gives to draws
 
 
@@ -48,9 +50,9 @@ def as_tensor(value: Any, name: str, like: Any = None) -> Tensor:
     if is_labelled(value, name):
         value = _aligned(value, name, like).values
     if isinstance(value, Tensor) or not hasattr(value, "__array__"):
-        return torch.as_tensor(value)
+        return as_numbers(name, value)
     array = np.asarray(value)
-    if array.dtype.kind not in "biufc":
+    if array.dtype.kind not in "biuf":
         raise TypeError(f"{name} must hold numbers, but found {array.dtype}")
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     # What torch cannot share, or warns of, it gets a copy of.

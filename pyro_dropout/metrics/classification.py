@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyro_dropout._checks import check_counts, check_share
 from pyro_dropout.metrics._labels import as_tensor, check_finite, from_draws
 
 
@@ -131,6 +132,10 @@ def pavpu(
     """
     unsure, right = as_tensor(uncertainty, "uncertainty").double(), as_tensor(correct, "correct", like=uncertainty)
     counts = torch.ones_like(right, dtype=torch.bool) if where is None else as_tensor(where, "where", like=uncertainty)
+    check_share(min_accuracy=min_accuracy)
+    check_counts(stride=stride)
+    if window is not None:
+        check_counts(window=window)
     if not (unsure.shape == right.shape == counts.shape):
         raise ValueError(
             f"uncertainty, correct and where must have one shape, but found {tuple(unsure.shape)}, "
@@ -146,6 +151,8 @@ def pavpu(
     check_finite(uncertainty=counted)
     mean = counted.mean().clamp(counted.min(), counted.max())  # rounding may put it outside
     cut = mean if threshold is None else as_tensor(threshold, "threshold").to(unsure)
+    if bool(cut.isnan().any()):
+        raise ValueError(f"threshold must be numbers, but found {cut.tolist()}")
     if window is None:
         unsure, accurate = counted, right[counts]
     else:
@@ -175,6 +182,8 @@ def uncertainty_thresholds(uncertainty: Any, t: Any) -> Tensor:
         tensor([0.1000, 0.3000, 0.9000])
     """
     unsure = as_tensor(uncertainty, "uncertainty")
+    if not unsure.numel():
+        raise ValueError("uncertainty must have one entry or more, but found none")
     unsure = unsure if unsure.is_floating_point() else unsure.to(torch.get_default_dtype())
     t = as_tensor(t, "t").to(unsure)
     if not bool(((t >= 0) & (t <= 1)).all()):
@@ -185,7 +194,7 @@ def uncertainty_thresholds(uncertainty: Any, t: Any) -> Tensor:
 
 def _patches(image: Tensor, window: int, stride: int) -> Tensor:
     """Means over windows, ``[patches]``."""
-    if image.dim() < 2 or min(image.shape[-2:]) < window or window < 1:
+    if image.dim() < 2 or min(image.shape[-2:]) < window:
         raise ValueError(f"windows of {window} by {window} pixels do not fit into shape {tuple(image.shape)}")
     return F.avg_pool2d(image.reshape(-1, 1, *image.shape[-2:]), window, stride).flatten()
 
@@ -196,7 +205,7 @@ def _entropy(p: Tensor) -> Tensor:
 
 def _probabilities(probs: Any) -> tuple[Tensor, Any]:
     p, label = from_draws(probs, "probs")
-    if p.dim() < 2:
+    if p.dim() < 2 or not p.shape[-1]:
         raise ValueError(f"probs must be [draws, ..., classes], but found shape {tuple(p.shape)}")
     check_finite(probs=p)
     if bool((p < 0).any()) or not bool(torch.isclose(p.sum(-1), p.new_ones(()), atol=1e-3).all()):

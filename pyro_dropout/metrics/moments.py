@@ -56,7 +56,7 @@ def predictive_moments(mean: Any, noise_variance: Any = 0.0) -> PredictiveMoment
     if is_labelled(noise_variance, "noise_variance"):
         noise_variance, _ = from_draws(broadcast(noise_variance, "noise_variance", like=mean), "noise_variance")
     noise = as_tensor(noise_variance, "noise_variance").to(mu)
-    if noise.dim() not in (0, mu.dim()):
+    if noise.dim() not in (0, mu.dim()) or any(n not in (1, m) for n, m in zip(noise.shape, mu.shape, strict=False)):
         raise ValueError(
             f"noise_variance must be a number or have the {mu.dim()} dimensions of mean, {tuple(mu.shape)}, with "
             f"draws first, but found shape {tuple(noise.shape)}"

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_dropout._checks import check_flags, said
 from pyro_dropout.metrics._labels import as_tensor, check_finite, from_draws
 
 
@@ -81,6 +82,7 @@ def crps(draws: Any, target: Any, *, fair: bool = False) -> Any:
     """
     x, y, label = _checked(draws, target)
     n = len(x)
+    check_flags(fair=fair)
     if fair and n < 2:
         raise ValueError("a fair score needs two draws or more, but found one")
     # Σ |x_i - x_j| over ordered pairs is 2 Σ (2 i - n - 1) x_(i), with x sorted and centred against cancellation.
@@ -113,7 +115,7 @@ def quantile_coverage(draws: Any, target: Any, probabilities: Any) -> Tensor:
     """
     x, y, _ = _checked(draws, target)
     p = as_tensor(probabilities, "probabilities").to(x.device, torch.float64)
-    _check_probabilities(p)
+    _check_probabilities(probabilities=p)
     return _below(x, y, p.reshape(-1)).reshape(p.shape).to(x.dtype)
 
 
@@ -144,8 +146,12 @@ def calibration_error(draws: Any, target: Any, probabilities: Any = None) -> flo
 
 
 def _edges(probability: float) -> Tensor:
-    _check_probabilities(torch.tensor(probability))
-    return torch.tensor([(1 - probability) / 2, (1 + probability) / 2], dtype=torch.float64)
+    p = as_tensor(probability, "probability")
+    if p.dim():
+        raise ValueError(f"probability must be one number, but found {said(p)}")
+    _check_probabilities(probability=p)
+    number = float(probability)  # as it was given, not as a float32
+    return torch.tensor([(1 - number) / 2, (1 + number) / 2], dtype=torch.float64)
 
 
 def _below(x: Tensor, y: Tensor, p: Tensor) -> Tensor:
@@ -167,9 +173,10 @@ def _quantiles(x: Tensor, p: Tensor) -> Tensor:
     return torch.lerp(ordered[below], ordered[(below + 1).clamp_max(len(x) - 1)], share)
 
 
-def _check_probabilities(p: Tensor) -> None:
-    if not bool(((p > 0) & (p < 1)).all()):
-        raise ValueError(f"a probability must be in (0, 1), but found {p.tolist()}")
+def _check_probabilities(**named: Tensor) -> None:
+    for name, p in named.items():
+        if not p.numel() or not bool(((p > 0) & (p < 1)).all()):
+            raise ValueError(f"{name} must be in (0, 1), but found {p.tolist()}")
 
 
 def _checked(draws: Any, target: Any) -> tuple[Tensor, Tensor, Any]:
@@ -177,8 +184,8 @@ def _checked(draws: Any, target: Any) -> tuple[Tensor, Tensor, Any]:
     x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
     y = as_tensor(target, "target", like=draws).to(x)
     if x.shape[1:] != y.shape:
-        raise ValueError(f"draws of shape {tuple(x.shape)} do not match targets of shape {tuple(y.shape)}")
+        raise ValueError(f"draws of shape {tuple(x.shape)} do not match target of shape {tuple(y.shape)}")
     if not y.numel():
-        raise ValueError("there are no targets")
+        raise ValueError(f"target must have one entry or more, but found shape {tuple(y.shape)}")
     check_finite(draws=x, target=y)
     return x, y, label

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_dropout._checks import check_distributions
+
 
 def full_prior(name: str, parameter: Tensor, prior: Any) -> Any:
     """The distribution over the whole parameter that a user's distribution over one weight, or over all, stands for.
@@ -17,8 +19,7 @@ def full_prior(name: str, parameter: Tensor, prior: Any) -> Any:
     :raises ValueError: a shape that is not the parameter's and does not expand to it; tensors that require gradients.
     """
     shape = parameter.shape
-    if not hasattr(prior, "to_event"):
-        raise TypeError(f"the prior of {name!r} must be a Pyro distribution, but found {type(prior).__name__}")
+    check_distributions(**{f"the prior of {name!r}": prior})
     if learned := _learned(prior):
         raise ValueError(
             f"the prior of {name!r} has {', '.join(learned)} that a parameter stands behind, but priors of "

@@ -10,7 +10,10 @@ import pyro
 import pyro.distributions as dist
 from pyro.nn import PyroModule
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
+from pyro_dropout._checks import check_counts, said
+from pyro_dropout._failures import said_of_arguments
 from pyro_dropout.nn._batching import run
 from pyro_dropout.nn._call import Call, Network
 from pyro_dropout.nn._full_prior import moved
@@ -39,7 +42,9 @@ class BayesianModule(PyroModule):
         input. Needed only if weights will have batch dimensions and the first layer does not tell: a linear layer
         on ``[N, in]`` has 1, ``Conv2d`` 3; for ``[N, T, in]`` say 2, for data of each network, ``[R, N, in]``, 1.
     :raises ValueError: no parameter has a prior; a prior of the wrong shape, or with parameters of its own; batch
-        dimensions that do not fit.
+        dimensions that do not fit; inputs that the network cannot take.
+    :raises TypeError: a ``net`` that is no module, a ``prior`` that is neither a distribution of Pyro nor a function,
+        an ``event_dim`` of another kind.
 
     Example::
 
@@ -57,6 +62,7 @@ class BayesianModule(PyroModule):
         prior: Any = dist.Normal(0.0, 1.0),
         event_dim: int | Sequence[int] | None = None,
     ) -> None:
+        _check(net, event_dim)
         super().__init__()
         self.event_dim = event_dim
         self.net = copy.deepcopy(net)
@@ -68,6 +74,7 @@ class BayesianModule(PyroModule):
         self._learns = any(True for _ in self.net.parameters())
         self._mixing: dict[tuple[bool, ...], bool] = {}  # whether it mixes rows, by the modes of its modules
         self._trunks: dict[Any, Any] = {}
+        self._said = f"the network {type(net).__name__}"
 
     @property
     def slots(self) -> dict[str, list[tuple[str, str]]]:
@@ -77,6 +84,10 @@ class BayesianModule(PyroModule):
 
     def site_name(self, name: str) -> str:
         """Name of the sample site of a parameter, in the model that the module is a part of."""
+        if name not in self._slots:
+            raise ValueError(
+                f"name must be that of a parameter with a prior, {', '.join(self._slots)}, but found {name!r}"
+            )
         return self._pyro_get_fullname(name) if self._pyro_context.used else name
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
@@ -86,11 +97,12 @@ class BayesianModule(PyroModule):
         return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        values = {name: self._sample(name, slot) for name, slot in self._slots.items()}
-        # Reading self.net makes Pyro register its parameters: wanted where some are learnable, slow where none are.
-        net = self.net if self._learns else self._modules["net"]
-        known = (self._mixing, self._trunks)
-        return run(Network(net, self._slots, self._first, self.event_dim, *known), Call(values, args, kwargs))
+        with said_of_arguments(self._said, args, kwargs):
+            values = {name: self._sample(name, slot) for name, slot in self._slots.items()}
+            # Reading self.net makes Pyro register its parameters: wanted where some are learnable, slow where none are.
+            net = self.net if self._learns else self._modules["net"]
+            known = (self._mixing, self._trunks)
+            return run(Network(net, self._slots, self._first, self.event_dim, *known), Call(values, args, kwargs))
 
     def _sample(self, name: str, slot: Slot) -> Tensor:
         fullname = self._pyro_get_fullname(name)
@@ -100,3 +112,14 @@ class BayesianModule(PyroModule):
             value = pyro.sample(fullname, slot.prior, infer=infer)
             self._pyro_context.set(fullname, value)
         return value
+
+
+def _check(net: Any, event_dim: Any) -> None:
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"net must be a torch.nn.Module, but found {said(net)}")
+    lazy = [name for name, p in net.named_parameters() if isinstance(p, UninitializedParameter)]
+    if lazy:
+        raise ValueError(f"net has parameters without values, {', '.join(lazy)}: call it once with data before")
+    for number in event_dim if isinstance(event_dim, Sequence) and not isinstance(event_dim, str) else [event_dim]:
+        if number is not None:
+            check_counts(least=0, event_dim=number)

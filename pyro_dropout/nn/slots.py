@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_dropout._checks import said
 from pyro_dropout.nn._full_prior import full_prior
 from pyro_dropout.weights.units import MaskedUnits
 
@@ -62,8 +63,14 @@ def make_slots(net: nn.Module, prior: Any) -> dict[str, Slot]:
         for attribute, parameter in layer.named_parameters(recurse=False):
             owners.setdefault(parameter, []).append((layer, attribute))
     slots = {}
+    is_distribution = isinstance(prior, torch.distributions.Distribution)
+    if not is_distribution and (isinstance(prior, type) or not callable(prior)):
+        raise TypeError(
+            "prior must be a distribution of pyro.distributions, or a function of name and parameter that returns one, "
+            f"but found {said(prior)}"
+        )
     for name, parameter in list(net.named_parameters()):
-        given = prior if isinstance(prior, torch.distributions.Distribution) else prior(name, parameter)
+        given = prior if is_distribution else prior(name, parameter)
         if given is None:
             continue
         for layer, attribute in owners[parameter]:

@@ -128,7 +128,7 @@ class Layout:
         for rows in inputs.probes:
             try:
                 trace, shapes = look(rows)
-            except RuntimeError as error:
+            except (RuntimeError, ValueError) as error:
                 look(inputs.size)  # if not on all, the error is the model's
                 raise ValueError(
                     f"the model does not run on {rows} of the {inputs.size} rows of {inputs.keys} alone ({error}): "

@@ -14,11 +14,22 @@ from pyro.infer import Predictive
 from torch import Tensor
 from tqdm import tqdm
 
+from pyro_dropout._checks import (
+    check_choice,
+    check_counts,
+    check_flags,
+    check_functions,
+    check_positive,
+    check_seeds,
+    said,
+)
+from pyro_dropout._failures import said_of_arguments
 from pyro_dropout._modes import evaluation_mode, forked_rng
 from pyro_dropout._sites import is_deterministic, is_of_network, sample_sites
 from pyro_dropout.masks.messengers import DatumMasks
 from pyro_dropout.metrics.moments import PredictiveMoments
 from pyro_dropout.prediction._accumulators import Accumulator, LogMean, Moments, Stack
+from pyro_dropout.prediction._arguments import check_names, check_samples
 from pyro_dropout.prediction._independence import check_masks, check_rows
 from pyro_dropout.prediction._parts import Inputs, Layout, Plan, Sizes, StalePlan, slices
 from pyro_dropout.prediction._reads import location, read_log_density, read_moments, read_value
@@ -93,18 +104,23 @@ class DropoutPredictive(Predictive):
         seed: int | None = None,
         progress: bool = False,
     ) -> None:
-        if num_samples is not None and num_samples < 1:
-            raise ValueError(f"num_samples must be positive, but found {num_samples}")
+        check_functions(model=model)
+        check_flags(parallel=parallel, progress=progress)
+        check_choice(("draw", "datum"), masks=masks)
+        check_positive(max_memory=max_memory)
+        if seed is not None:
+            check_seeds(seed=seed)
         if isinstance(return_sites, str) or isinstance(data, str | int):
             raise TypeError('return_sites and data take lists: return_sites=["obs"], data=[0]')
-        lengths = {name: len(value) for name, value in (posterior_samples or {}).items()}
-        if len(set(lengths.values())) > 1:
-            raise ValueError(f"posterior_samples have different numbers of draws: {lengths}")
-        super().__init__(model, posterior_samples, guide, num_samples, return_sites, parallel)
+        check_names(return_sites, data)
+        check_samples(posterior_samples)
         if guide is None and not posterior_samples:
             raise ValueError("give a guide or posterior_samples (for the prior predictive: pyro.infer.Predictive)")
-        if masks not in ("draw", "datum"):
-            raise ValueError(f'masks must be "draw" or "datum", but found {masks!r}')
+        if guide is not None:
+            check_functions(guide=guide)
+        if num_samples is not None or not posterior_samples:
+            check_counts(num_samples=num_samples)
+        super().__init__(model, posterior_samples, guide, num_samples, return_sites, parallel)
         if masks == "datum" and (guide is None or not parallel):
             raise ValueError('masks="datum" draws masks when layers see the data: it needs a guide, and parallel=True')
         self.masks, self.max_memory, self.data, self.seed, self.progress = masks, max_memory, data, seed, progress
@@ -151,7 +167,7 @@ class DropoutPredictive(Predictive):
             raise ValueError('masks="datum" has no draws to keep, as masks depend on the data: use masks="draw"')
         if self.guide is None:
             return self
-        with self._seeded(), evaluation_mode():
+        with said_of_arguments("the guide", args, kwargs), self._seeded(), evaluation_mode():
             latents = drawn(self.guide, self.num_samples, self.parallel, args, kwargs)
         return self._keep({name: _copy(value) for name, value in latents.items()})
 
@@ -168,8 +184,11 @@ class DropoutPredictive(Predictive):
         """One draw or several of those that are kept."""
         if self.guide is not None:
             raise TypeError("draws are not kept yet: predictive.draw(x)[index]")
-        if not isinstance(index, slice):
-            index = operator.index(index)  # also of numpy and of tensors
+        try:
+            index = slice(*index.indices(len(self))) if isinstance(index, slice) else operator.index(index)
+        except TypeError as error:
+            raise TypeError(f"index must be an integer or a slice, but found {said(index)}") from error
+        if not isinstance(index, slice):  # also of numpy and of tensors
             if not -len(self) <= index < len(self):
                 raise IndexError(f"draw {index} of {len(self)}")
             index = slice(index % len(self), index % len(self) + 1)
@@ -188,6 +207,7 @@ class DropoutPredictive(Predictive):
     def _collect(self, inputs: Inputs, read: Callable, accumulator: type[Accumulator]) -> dict[str, Any]:
         results: dict[str, Accumulator] = {}
         with (
+            said_of_arguments("the model", inputs.args, inputs.kwargs),
             self._seeded(),
             evaluation_mode(),
             torch.no_grad(),

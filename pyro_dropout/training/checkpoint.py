@@ -13,6 +13,7 @@ import torch
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
+from pyro_dropout._checks import said
 from pyro_dropout._store import load_state_of, state_of
 
 _FORMAT = "pyro_dropout 1"
@@ -30,6 +31,7 @@ def save_checkpoint(path: str | os.PathLike, **parts: Any) -> None:
     :raises ValueError: a guide before its first call, which has no parameters; an optimiser of ``pyro.optim`` with
         parameters that are in none of the modules.
     :raises TypeError: other values than these.
+    :raises FileNotFoundError: a folder that does not exist.
 
     Example::
 
@@ -40,13 +42,15 @@ def save_checkpoint(path: str | os.PathLike, **parts: Any) -> None:
         >>> load_checkpoint(path, layer=nn.Linear(2, 1))
         {'step': 3}
     """
+    path = _checked_path(path)
+    if path.is_dir() or not path.parent.is_dir():
+        raise FileNotFoundError(f"path must be that of a file in a folder that exists, but found {path}")
     names = _names(parts)
     states = {name: _state(name, part, names) for name, part in parts.items() if _has_state(part)}
     values = {name: part for name, part in parts.items() if name not in states}
     for name, value in values.items():
         _check_plain(name, value)
     state = {"format": _FORMAT, "states": states, "values": values, "random": _random_state()}
-    path = Path(path)
     temporary = path.with_name(path.name + ".part")
     torch.save(state, temporary)
     os.replace(temporary, path)
@@ -65,6 +69,7 @@ def load_checkpoint(path: str | os.PathLike, map_location: Any = None, **parts: 
     :returns: the other values, by name: step numbers and the like.
     :raises ValueError: names that the file has not, or has and are missing here; a guide before its first call together
         with an optimiser.
+    :raises FileNotFoundError: no such file.
 
     Example::
 
@@ -74,10 +79,17 @@ def load_checkpoint(path: str | os.PathLike, map_location: Any = None, **parts: 
         >>> load_checkpoint(path, layer=nn.Linear(2, 1))["step"]
         3
     """
+    path = _checked_path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"path must be that of a checkpoint, but {path} is no file")
+    for name, part in parts.items():
+        if not _has_state(part):
+            raise TypeError(f"{name} must have a state to load, as modules and optimisers have, but found {said(part)}")
     try:
         state = torch.load(path, map_location=map_location, weights_only=True)
-    except (pickle.UnpicklingError, KeyError, EOFError, RuntimeError) as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
+    except (pickle.UnpicklingError, KeyError, EOFError, RuntimeError, TypeError) as error:
+        to = "" if map_location is None else f" with map_location={map_location!r}"
+        raise ValueError(f"{path} cannot be read as a checkpoint{to}: {error}") from error
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
         raise ValueError(f"{path} is no checkpoint of save_checkpoint")
     states = state["states"]
@@ -108,13 +120,19 @@ def load_checkpoint(path: str | os.PathLike, map_location: Any = None, **parts: 
     return state["values"]
 
 
+def _checked_path(path: Any) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path must be a string or a path, but found {said(path)}")
+    return Path(path)
+
+
 def _names(parts: dict[str, Any]) -> dict[str, Tensor]:
     modules = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
     return {f"{name}.{n}": p for name, module in modules.items() for n, p in module.named_parameters()}
 
 
 def _has_state(part: Any) -> bool:
-    return isinstance(part, PyroOptim) or hasattr(part, "state_dict")
+    return not isinstance(part, type) and (isinstance(part, PyroOptim) or hasattr(part, "state_dict"))
 
 
 def _state(name: str, part: Any, names: dict[str, Tensor]) -> Any:

@@ -17,10 +17,13 @@ from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from pyro_dropout._checks import check_flags, check_functions
+from pyro_dropout._failures import listed, said_of_arguments
 from pyro_dropout.losses.elbo import TraceDropout_ELBO
 from pyro_dropout.losses.nonfinite import find_nonfinite, not_finite
+from pyro_dropout.training._steps.arguments import check_loss_and_backend, check_optimisers
 from pyro_dropout.training._steps.messages import announce, first_line
-from pyro_dropout.training._steps.program import Program, check_loss_and_backend, eager_gradients, step_program
+from pyro_dropout.training._steps.program import Program, eager_gradients, step_program
 from pyro_dropout.training._steps.randomness import drawn_by, random_keys
 from pyro_dropout.training._steps.state import called_modules, modules_of, parameters_of, tensors_of
 
@@ -82,7 +85,10 @@ class CompiledSVI(SVI):
         progress: bool = True,
     ) -> None:
         loss = TraceDropout_ELBO() if loss is None else loss
+        check_functions(model=model, guide=guide)
+        check_optimisers(optim=optim)
         check_loss_and_backend("CompiledSVI", [loss], backend)
+        check_flags(progress=progress)
         super().__init__(model, guide, optim, loss)
         self.elbo, self.backend, self.progress = loss, backend, progress
         self.loss_and_grads = self._loss_and_grads
@@ -163,6 +169,10 @@ class CompiledSVI(SVI):
 
     def _first(self, kind: str, args: Any, kwargs: Any) -> tuple[float, list[Tensor]]:
         """The first time: eagerly, with all checks, by the random numbers that a compiled step would have drawn."""
+        with said_of_arguments("the first step", args, kwargs):
+            return self._tried(kind, args, kwargs)
+
+    def _tried(self, kind: str, args: Any, kwargs: Any) -> tuple[float, list[Tensor]]:
         functions = (self.model, self.guide)
         if not self._modules:
             with called_modules(self._called):
@@ -292,8 +302,8 @@ def _rows(args: Any, kwargs: Any) -> list[tuple[Any, Any]]:
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     numbers = {len(t) if t.dim() else -1 for t in tensors}
     if len(numbers) != 1 or numbers == {-1}:
-        shapes = ", ".join(str(tuple(t.shape)) for t in tensors) or "none"
-        raise ValueError(f"scan takes one step for each entry of its tensors' first dimension, but found {shapes}")
+        found = listed(args, kwargs)
+        raise ValueError(f"scan takes one step for each entry of its tensors' first dimension, but found {found}")
     columns = [leaf.unbind() if isinstance(leaf, Tensor) else None for leaf in leaves]
     return [
         tree_unflatten([leaf if rows is None else rows[i] for leaf, rows in zip(leaves, columns, strict=True)], spec)

@@ -17,11 +17,20 @@ from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
+from pyro_dropout._checks import check_flags, check_functions, check_positive, check_seeds, check_tensors, said
+from pyro_dropout._failures import listed, said_of_arguments, undone_if_it_fails
 from pyro_dropout._modes import forked_rng
 from pyro_dropout._store import load_state_of, named, state_of
 from pyro_dropout.losses.elbo import TraceDropout_ELBO
+from pyro_dropout.training._steps.arguments import (
+    check_loss_and_backend,
+    check_optimisers,
+    made_by,
+    number_of,
+    one_for_each,
+)
 from pyro_dropout.training._steps.messages import announce
-from pyro_dropout.training._steps.program import check_loss_and_backend, eager_gradients
+from pyro_dropout.training._steps.program import eager_gradients
 from pyro_dropout.training._steps.randomness import random_keys
 from pyro_dropout.training._steps.shared import Replicates, SharedStep, arguments_of
 from pyro_dropout.training._steps.state import called_modules, held_by, modules_of, still_held, tensors_of
@@ -88,22 +97,29 @@ class ReplicatedSVI:
         backend: str = "inductor",
         progress: bool = True,
     ) -> None:
-        number = len(hyperparameters)
+        check_functions(make=make)
+        check_flags(progress=progress)
+        number = number_of(hyperparameters)
         if not number:
             raise ValueError("no replicates: hyperparameters has a mapping for each, {} where there are none")
-        optims = [optim] * number if isinstance(optim, PyroOptim) else list(optim)
+        optims = one_for_each("optim", [optim] * number if isinstance(optim, PyroOptim) else optim)
+        check_optimisers(**{f"optim[{i}]": each for i, each in enumerate(optims)})
         loss = TraceDropout_ELBO() if loss is None else loss
         losses = list(loss) if isinstance(loss, Sequence) else [loss] * number
-        seeds = torch.randint(2**31, (number,)).tolist() if seeds is None else list(seeds)
         check_loss_and_backend("ReplicatedSVI", losses, backend)
-        if max_memory is not None and max_memory <= 0:
-            raise ValueError(f"max_memory must be a positive number of bytes, but found {max_memory}")
-        for what, found in (("optimisers", optims), ("losses", losses), ("seeds", seeds)):
+        if max_memory is not None:
+            check_positive(max_memory=max_memory)
+        given = range(number) if seeds is None else one_for_each("seeds", seeds)
+        check_seeds(**{f"seeds[{i}]": seed for i, seed in enumerate(given)})
+        for name, what, found in (
+            ("optim", "optimisers", optims),
+            ("loss", "losses", losses),
+            ("seeds", "seeds", given),
+        ):
             if len(found) != number:
-                raise ValueError(f"found {len(found)} {what} for {number} replicates: give one for each")
-        self.hyperparameters, self.optims, self.losses, self.seeds = list(hyperparameters), optims, losses, seeds
+                raise ValueError(f"{name}: found {len(found)} {what} for {number} replicates: give one for each")
+        self.hyperparameters, self.optims, self.losses = list(hyperparameters), optims, losses
         self.max_memory, self.backend, self.progress = max_memory, backend, progress
-        self._random = [torch.Generator().manual_seed(seed) for seed in seeds]
         self._keys = torch.zeros(number, 0, 2, dtype=torch.int32)
         self._steps: dict[Any, SharedStep] = {}  # by kind of arguments
         self._common: Replicates | None = None  # what these steps have in common
@@ -112,11 +128,14 @@ class ReplicatedSVI:
         self._started = False
         self.alive = torch.ones(number, dtype=torch.bool)  # whose losses were finite so far
         self.models, self.guides = [], []
-        for r, values in enumerate(hyperparameters):
-            with self._numbers_of(r):
-                model, guide = make(**values)
-            self.models.append(_local(model))
-            self.guides.append(_local(guide))
+        with undone_if_it_fails():
+            self.seeds = torch.randint(2**31, (number,)).tolist() if seeds is None else list(given)
+            self._random = [torch.Generator().manual_seed(seed) for seed in self.seeds]
+            for r, values in enumerate(hyperparameters):
+                with self._numbers_of(r):
+                    model, guide = made_by(r, make(**values))
+                self.models.append(_local(model))
+                self.guides.append(_local(guide))
 
     def __len__(self) -> int:
         return len(self.models)
@@ -141,9 +160,7 @@ class ReplicatedSVI:
         tensors = tensors_of(args, kwargs)
         numbers = {t.shape[1] if t.dim() > 1 else -1 for t in tensors}
         if len(numbers) != 1 or numbers == {-1}:
-            shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
-            raise ValueError(f"scan takes tensors [replicates, steps, ...], but found {shapes}")
-
+            raise ValueError(f"scan takes tensors [replicates, steps, ...], but found {listed(args, kwargs)}")
         if numbers == {0}:
             return torch.zeros(len(self), 0, dtype=torch.float64)
         first_args, first_kwargs = tree_map(lambda t: t[:, 0] if isinstance(t, Tensor) else t, (args, kwargs))
@@ -181,6 +198,9 @@ class ReplicatedSVI:
         """
         self._check_started()
         held, optimisers = [tensor for _, _, tensor, _ in self._tensors()], list(self._optimisers())
+        if not isinstance(state, Mapping) or not state.keys() >= {"tensors", "optimisers", "random", "keys", "alive"}:
+            raise ValueError(f"the state must be one of state_dict, but found {said(state)}")
+        check_tensors(**{f"state[{name!r}]": state[name] for name in ("keys", "alive")})
         ours, theirs = ([(t.shape, t.dtype) for t in tensors] for tensors in (held, state["tensors"]))
         numbers = len(self._random), len(optimisers)
         if ours != theirs or numbers != (len(state["random"]), len(state["optimisers"])):
@@ -216,7 +236,7 @@ class ReplicatedSVI:
             if tensor.dim() == 0 or len(tensor) != len(self):
                 raise ValueError(
                     f"found an argument of shape {tuple(tensor.shape)} for {len(self)} replicates: its first dimension "
-                    "must be theirs; for data that they share, x.expand(R, *x.shape)"
+                    f"must be theirs; for data that they share, x.expand(R, *x.shape) ({listed(args, kwargs)})"
                 )
 
     @contextmanager
@@ -237,6 +257,7 @@ class ReplicatedSVI:
 
     def _first_step(self, args: Any, kwargs: Any) -> Tensor:
         """Of each replicate by itself, with all checks."""
+        before = [random.get_state() for random in self._random]
         losses: list[float] = []
         parameters: list[dict[Tensor, str]] = []  # of each replicate, with their names
         called: list[dict[nn.Module, None]] = []
@@ -245,13 +266,15 @@ class ReplicatedSVI:
             own_args, own_kwargs = arguments_of(r, args, kwargs)
             found: dict[nn.Module, None] = {}
             try:
-                with self._numbers_of(r), called_modules(found):
+                with self._numbers_of(r), called_modules(found), said_of_arguments("the step", own_args, own_kwargs):
                     elbo.set_up(model, guide, *own_args, **own_kwargs)
                     key = random_keys(1, device)[0]
                     loss, names = eager_gradients(model, guide, elbo, key, own_args, own_kwargs)
             except Exception as error:
                 for tensors in parameters:
                     zero_grads(tensors)
+                for random, state in zip(self._random, before, strict=True):
+                    random.set_state(state)
                 error.add_note(f"in replicate {r} ({dict(self.hyperparameters[r])}), at the first step of all")
                 raise
             losses.append(loss)
@@ -285,7 +308,7 @@ class ReplicatedSVI:
             self._common, self._steps = common, {}
         if key not in self._steps:
             start = time.perf_counter()
-            with pyro.settings.context(module_local_params=True):
+            with pyro.settings.context(module_local_params=True), said_of_arguments("the step", args, kwargs):
                 self._steps[key] = SharedStep(common, self.alive, args, kwargs)
             self._held = self._tensors()
             if self.progress and self.backend == "inductor":

@@ -14,12 +14,13 @@ from pyro_dropout.weights._bias import fused_or_added, with_bias
 from pyro_dropout.weights.units import MaskedUnits
 from pyro_dropout.weights.weight import MaskedWeight, implements
 
+_INPUTS = MaskedUnits()
 _LARGE, _ROWS = 2**18, 256  # weights and data of a layer from which on taking kept units out may pay
 
 
 @implements(F.linear)
 def _linear(input: Tensor, weight: Any, bias: Tensor | None = None) -> Any:
-    if not isinstance(weight, MaskedWeight) or weight.units != MaskedUnits():
+    if not isinstance(weight, MaskedWeight) or weight.units != _INPUTS:
         return NotImplemented
     if _in_draws(input, weight):
         if _few_kept(weight):

@@ -9,6 +9,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_dropout._checks import check_tensors, said
 from pyro_dropout.weights.weight import MaskedWeight
 
 
@@ -29,6 +30,8 @@ class MaskedDelta(TorchDistribution):
     has_rsample = True
 
     def __init__(self, weight: MaskedWeight, relaxed: bool = False) -> None:
+        if not isinstance(weight, MaskedWeight):
+            raise TypeError(f"weight must be a MaskedWeight, but found {said(weight)}")
         self.weight, self.relaxed = weight, relaxed
         super().__init__(weight.batch_shape, weight.event_shape, validate_args=False)
 
@@ -46,5 +49,8 @@ class MaskedDelta(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         if isinstance(value, MaskedWeight) and value.loc is self.weight.loc and value.mask is self.weight.mask:
             return self.weight.loc.new_zeros(self.batch_shape)
+        check_tensors(value=value)
+        if value.shape[-len(self.event_shape) :] != self.event_shape:
+            raise ValueError(f"value must be [..., {', '.join(map(str, self.event_shape))}], but found {said(value)}")
         equal = (value == self.weight).flatten(-len(self.event_shape)).all(-1)
         return equal.to(self.weight.dtype).log()

@@ -13,6 +13,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import register_kl
 
+from pyro_dropout._checks import check_distributions, check_tensors, said
 from pyro_dropout._sites import elementwise
 from pyro_dropout._values import holds, is_traced
 from pyro_dropout.weights.delta import MaskedDelta
@@ -42,7 +43,10 @@ def quantised_cross_entropy(weight: MaskedWeight, prior: TorchDistribution) -> T
         >>> quantised_cross_entropy(w, prior)  # 2 · (½ · 1 / 0.5 + ½ log 2π)
         tensor(3.8379)
     """
-    total = _normal(weight.loc, weight.keep, weight.units, prior)
+    if not isinstance(weight, MaskedWeight):
+        raise TypeError(f"weight must be a MaskedWeight, but found {said(weight)}")
+    _check_prior(prior, weight.event_shape, weight.units.event_dim)
+    total = _normal(weight.loc, weight.units.event_dim, prior, weight.keep, weight.units)
     total = _elementwise(weight, prior) if total is None else total
     if total.shape == weight.batch_shape:
         return total
@@ -61,8 +65,18 @@ def point_cross_entropy(value: Tensor, prior: TorchDistribution) -> Tensor:
         >>> point_cross_entropy(torch.ones(2), dist.Normal(0.0, 1.0).expand([2]).to_event(1))  # 2 · (½ + ½ log 2π)
         tensor(2.8379)
     """
-    total = _normal(value, None, MaskedUnits(prior.event_dim), prior)
+    check_tensors(value=value)
+    _check_prior(prior, value.shape)
+    total = _normal(value, prior.event_dim, prior)
     return -prior.log_prob(value) if total is None else total
+
+
+def _check_prior(prior: TorchDistribution, shape: torch.Size, event_dim: int | None = None) -> None:
+    """A prior over the whole of a value of this shape; of fewer event dimensions it is one for each entry."""
+    check_distributions(prior=prior)
+    event = prior.event_shape
+    if event and event_dim in (None, len(event)) and shape[len(shape) - len(event) :] != event:
+        raise ValueError(f"the prior is over values of shape {tuple(event)}, but the value has shape {tuple(shape)}")
 
 
 def _elementwise(weight: MaskedWeight, prior: TorchDistribution) -> Tensor:
@@ -91,7 +105,9 @@ def _elementwise(weight: MaskedWeight, prior: TorchDistribution) -> Tensor:
     return -log_p.flatten(-weight.units.event_dim).sum(-1)
 
 
-def _normal(loc: Tensor, keep: Tensor | None, units: MaskedUnits, prior: TorchDistribution) -> Tensor | None:
+def _normal(
+    loc: Tensor, event_dim: int, prior: TorchDistribution, keep: Tensor | None = None, units: MaskedUnits | None = None
+) -> Tensor | None:
     """The same sum for one Normal over all weights, from ``Σ E[w] = Σ loc`` and ``Σ E[w²] = Σ loc² / keep``."""
     base = elementwise(prior)
     if type(base) is not dist.Normal:
@@ -99,25 +115,25 @@ def _normal(loc: Tensor, keep: Tensor | None, units: MaskedUnits, prior: TorchDi
     mean, scale = _constant(base.loc), _constant(base.scale)
     if mean is None or scale is None:
         return None
-    n = loc.shape[loc.dim() - units.event_dim :].numel()
-    square = _sum_of_squares(loc, keep, units)
+    n = loc.shape[loc.dim() - event_dim :].numel()
+    square = _sum_of_squares(loc, event_dim, keep, units)
     if isinstance(mean, Tensor) or mean != 0:
-        square = square - 2 * mean * _flat(loc, units.event_dim).sum(-1) + n * mean**2
+        square = square - 2 * mean * _flat(loc, event_dim).sum(-1) + n * mean**2
     log_scale = scale.log() if isinstance(scale, Tensor) else math.log(scale)
     return square * (0.5 / scale**2) + n * (log_scale + 0.5 * math.log(2 * math.pi))
 
 
-def _sum_of_squares(loc: Tensor, keep: Tensor | None, units: MaskedUnits) -> Tensor:
+def _sum_of_squares(loc: Tensor, event_dim: int, keep: Tensor | None, units: MaskedUnits | None) -> Tensor:
     """``Σ loc² / keep`` over a weight's entries, by as few passes over memory as its rates allow; ``[*batch]``."""
-    if keep is None or keep.shape[-1] == 1:  # one rate: outside of the sum
-        flat = _flat(loc, units.event_dim)
+    if keep is None or units is None or keep.shape[-1] == 1:  # one rate: outside of the sum
+        flat = _flat(loc, event_dim)
         square = torch.linalg.vecdot(flat, flat)
         return square if keep is None else square / (keep[0] if keep.dim() == 1 else keep.squeeze(-1))
     if units.groups == 1:  # a sum for each unit first
-        per_unit = loc.movedim(units.dim - units.event_dim, -units.event_dim).flatten(1 - units.event_dim)
+        per_unit = loc.movedim(units.dim - event_dim, -event_dim).flatten(1 - event_dim)
         return (torch.linalg.vecdot(per_unit, per_unit) / keep).sum(-1)
-    spread = units.spread(keep, loc.shape[loc.dim() - units.event_dim :])
-    return (loc.square() / spread).flatten(-units.event_dim).sum(-1)
+    spread = units.spread(keep, loc.shape[loc.dim() - event_dim :])
+    return (loc.square() / spread).flatten(-event_dim).sum(-1)
 
 
 def _flat(loc: Tensor, event_dim: int) -> Tensor:

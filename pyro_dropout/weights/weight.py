@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from pyro_dropout._checks import check_functions, check_tensors, said
 from pyro_dropout.masks.datum import DatumMask
 from pyro_dropout.weights.shapes import BatchDims
 from pyro_dropout.weights.units import MaskedUnits
@@ -74,17 +75,25 @@ class MaskedWeight(torch.Tensor):
         trunk: int = 0,
         masked: bool = True,
     ) -> MaskedWeight:
+        if not (isinstance(loc, Tensor) and isinstance(keep, Tensor) and isinstance(units, MaskedUnits)):
+            check_tensors(loc=loc, keep=keep)
+            raise TypeError(f"units must be MaskedUnits, but found {said(units)}")
+        if loc.dim() < units.event_dim or not (loc.is_floating_point() or loc.is_complex()):
+            raise ValueError(f"loc must be of floating point with {units.event_dim} dimensions, but found {said(loc)}")
         event = loc.shape[loc.dim() - units.event_dim :]
         count = units.count(event)
         if isinstance(mask, DatumMask):
             mask_batch = mask.distribution.batch_shape
         else:
+            check_tensors(mask=mask)
             mask_batch = mask.shape[:-1]
             if mask.shape[-1:] != (count,):
                 raise ValueError(
                     f"the mask of weight {site!r} has shape {tuple(mask.shape)}, but a weight of shape "
                     f"{tuple(event)} has {count} masked units; its last dimension must be {count}"
                 )
+        if keep.dim() == 0 or keep.shape[-1] not in (1, count):
+            raise ValueError(f"keep must be [..., 1] or [..., {count}], but found shape {tuple(keep.shape)}")
         batch = loc.shape[: loc.dim() - units.event_dim]
         if batch or keep.dim() > 1:
             batch = torch.broadcast_shapes(batch, mask_batch, keep.shape[:-1])
@@ -104,6 +113,8 @@ class MaskedWeight(torch.Tensor):
 
     def replace(self, **changes: Any) -> MaskedWeight:
         """The same weight with some of its arguments replaced."""
+        if not changes.keys() <= _FIELDS.keys():
+            raise TypeError(f"a masked weight has {', '.join(_FIELDS)}, but found {', '.join(changes)}")
         return MaskedWeight(**{key: changes.get(key, getattr(self, key)) for key in _FIELDS})
 
     def dense(self) -> Tensor:
@@ -147,6 +158,7 @@ class MaskedWeight(torch.Tensor):
         return x * (z * dims.align(self.keep.reciprocal(), batch, space))
 
     def check_input(self, x: Tensor, space: int = 0) -> None:
+        check_tensors(x=x)
         count = self.units.count(self.event_shape)
         found = x.shape[x.dim() - 1 - space] if x.dim() > space else None
         if found != count:
@@ -192,7 +204,7 @@ class MaskedWeight(torch.Tensor):
         return func(*dense[0], **dense[1])
 
 
-_FIELDS = ("loc", "mask", "keep", "units", "site", "merged", "trunk", "masked")
+_FIELDS = dict.fromkeys(("loc", "mask", "keep", "units", "site", "merged", "trunk", "masked"))
 _METADATA = {
     getattr(torch.Tensor, name).__get__
     for name in ("shape", "dtype", "device", "layout", "ndim", "is_cuda", "is_sparse", "is_quantized", "is_meta")
@@ -223,7 +235,10 @@ def implements(*functions: Any) -> Callable[[Callable], Callable]:
         torch.Size([3, 1])
     """
 
+    check_functions(**{f"functions[{i}]": function for i, function in enumerate(functions)})
+
     def register(operation: Callable) -> Callable:
+        check_functions(operation=operation)
         for function in functions:
             _OPERATIONS[function] = operation
         return operation

@@ -132,8 +132,8 @@ def test_inside_a_plate():
     [
         ((torch.zeros(2), torch.eye(3), 1.0, 1.0), r"loc must be \[p\] and precision \[p, p\]"),
         ((torch.zeros(2), -torch.eye(2), 1.0, 1.0), "not positive definite"),
-        ((torch.zeros(2), torch.eye(2), 0.0, 1.0), "positive concentration and noise_rate, but found 0.0"),
-        ((torch.zeros(2), torch.eye(2), 1.0, math.nan), "positive concentration and noise_rate"),
+        ((torch.zeros(2), torch.eye(2), 0.0, 1.0), "concentration must be positive, but found 0.0"),
+        ((torch.zeros(2), torch.eye(2), 1.0, math.nan), "noise_rate must be positive, but found nan"),
     ],
 )
 def test_wrong_arguments(arguments, message):

@@ -214,7 +214,7 @@ def test_nuts_runs_on_entropic_logistic_regression():
         ({"rate": {"variance": 0.1}}, "no latent site with an event dimension"),
         ({"rate": {"w": 1.0}}, r"site 'w': rate is the probability of dropping.*lies in \[0, 1\)"),
         ({"rate": {"w": [0.1, 0.2]}}, "site 'w': rate must be a number, or one for each of 4"),
-        ({"rate": {"w": 0.1}, "expectation": "exact"}, "expectation must be enumerate, moments, bank or fresh"),
+        ({"rate": {"w": 0.1}, "expectation": "exact"}, "expectation must be \"enumerate\" or .*, but found 'exact'"),
         ({"rate": {"w": 0.1}, "num_masks": 0}, "num_masks must be a positive integer"),
     ],
 )

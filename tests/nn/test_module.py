@@ -103,7 +103,7 @@ def test_copies_run(duplicate):
         (
             lambda: BayesianModule(nn.Linear(3, 1), prior=lambda n, p: 1.0),
             TypeError,
-            "'weight' must be a Pyro distribution",
+            r"prior of 'weight' must be a distribution of pyro\.distributions, but found 1\.0",
         ),
         (
             lambda: BayesianModule(nn.Linear(3, 1), event_dim=(1, 2))(torch.zeros(2, 3)),

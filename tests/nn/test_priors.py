@@ -48,9 +48,9 @@ def test_a_step_of_weight_decay_is_a_step_down_the_prior():
     ("arguments", "message"),
     [
         ({"size": None}, "give size, the number of data points, but found None"),
-        ({"size": 0}, "give size, the number of data points, but found 0"),
-        ({"weight_decay": 0.0}, "must be positive, but found 0.0 and 1.0.*flat; give a prior"),
-        ({"precision": -1.0}, "must be positive, but found 0.1 and -1.0"),
+        ({"size": 0}, "size must be positive, but found 0"),
+        ({"weight_decay": 0.0}, "weight_decay must be positive, but found 0.0: the prior would be flat; give one"),
+        ({"precision": -1.0}, "precision must be positive, but found -1.0"),
     ],
 )
 def test_decays_that_no_prior_stands_for(arguments, message):

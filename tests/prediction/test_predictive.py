@@ -240,7 +240,7 @@ def test_samples_must_be_of_the_model():
         DropoutPredictive(no_moments, {"w": torch.zeros(3), "v": torch.zeros(4)})
     with pytest.raises(TypeError, match="take lists"):
         DropoutPredictive(no_moments, {"w": torch.zeros(3)}, return_sites="obs")
-    with pytest.raises(ValueError, match="num_samples must be positive, but found 0"):
+    with pytest.raises(ValueError, match="num_samples must be a positive integer, but found 0"):
         DropoutPredictive(no_moments, guide=no_moments, num_samples=0)
 
 

@@ -173,15 +173,3 @@ def eager_gradients(
         value = loss.loss_and_grads(model, guide, *args, **kwargs)
     found = {name: site["value"].unconstrained() for name, site in capture.trace.nodes.items()}
     return value, {parameter: name for name, parameter in reversed(found.items()) if parameter.requires_grad}
-
-
-def check_loss_and_backend(who: str, losses: Iterable[Any], backend: str) -> None:
-    """Raises where a loss or a backend is none that compiled steps have."""
-    for loss in losses:
-        if not isinstance(loss, TraceDropout_ELBO):
-            raise ValueError(
-                f"{who} traces the losses of pyro_dropout, but found {type(loss).__name__}: use TraceDropout_ELBO or "
-                "RenyiDropout_ELBO, or pyro.infer.SVI for this loss"
-            )
-    if backend not in ("inductor", "eager"):
-        raise ValueError(f'backend must be "inductor" or "eager", but found {backend!r}')
