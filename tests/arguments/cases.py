@@ -58,6 +58,7 @@ class Case(NamedTuple):
     def __str__(self) -> str:
         value = self.wrong.value
         said = value.label if isinstance(value, Of) else getattr(value, "__name__", None) or repr(value)
+        said = re.sub(" at 0x[0-9a-f]+", "", said)  # addresses differ between processes
         return f"{self.call.name}({self.argument}={' '.join(said.split())[:40]})"
 
 
