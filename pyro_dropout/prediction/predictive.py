@@ -221,11 +221,12 @@ class DropoutPredictive(Predictive):
                 run = partial(self._found, task)
                 if block.number not in plan.sizes:
                     at_once = block.number if self.parallel else 1
-                    sizes = plan.sizes[block.number] = Sizes.within(self.max_memory, run, at_once, inputs)
+                    sizes = Sizes.within(self.max_memory, run, at_once, inputs)
                     parts = sizes.rows < inputs.size
                     if block.latents is None or parts:
                         layout.check_parts(plan.latent, inputs)
                         self._check_rows(task, parts)
+                    plan.sizes[block.number] = sizes  # now, as what is refused is refused again
                 sizes = plan.sizes[block.number]
                 for rows in slices(inputs.size, sizes.rows):
                     for draws in slices(block.number, sizes.draws):

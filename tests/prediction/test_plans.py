@@ -107,3 +107,19 @@ def test_arguments_without_a_hash_are_looked_at_each_time():
     for _ in range(2):
         number, _ = runs_of(model, lambda: predict(x, scales=[2.0]))
         assert number > 1
+
+
+def test_what_is_refused_is_refused_again():
+    """Rows that know each other, in parts: no plan is kept of what was not found right."""
+
+    class Mixing(Model):
+        def forward(self, x, y=None):
+            return super().forward(x + x.mean(0, keepdim=True), y)
+
+    model = Mixing()
+    guide, x = AutoBernoulliDropout(model, rate=0.4), torch.randn(300, 3)
+    guide(x, x[:, 0])
+    predict = DropoutPredictive(model, guide=guide, num_samples=3, return_sites=["out"], max_memory=30_000)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="give data="):
+            predict(x)
