@@ -32,6 +32,7 @@ from pyro_dropout import (
 )
 from tests.benchmarks import documents, numpyro_peer, peers
 from tests.benchmarks.measure import Row, in_own_process, interleaved
+from tests.benchmarks.networks import networks
 
 
 def steps(repeats: int) -> list[Row]:
@@ -305,6 +306,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "objectives": lambda options: objectives(options.repeats),
     "entropic": lambda options: entropic(options.repeats),
     "functions": lambda options: functions(options.repeats),
+    "networks": lambda options: networks(options.repeats),
     "compiled": lambda options: compiled(options.repeats),
     "replicates": lambda options: replicates(max(3, options.repeats // 5)),
     "profile": lambda options: profile(),
