@@ -243,7 +243,7 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
         """
         check_is_fitted(self)
         if (X is None) != (y is None) or (X is None and sample_weight is not None):
-            raise ValueError("X, y and their weights are exported together, but found one of them alone")
+            raise ValueError("X and y, and their weights, are exported together, but found one of them alone")
         names = getattr(self, "feature_names_in_", None) if feature_names is None else feature_names
         if names is not None and (not hasattr(names, "__len__") or len(names) != self.n_features_in_):
             raise ValueError(

@@ -59,7 +59,7 @@ def test_the_factor_is_made_for_deviations_determinants_and_draws_alone(intercep
         return "factor" in vars(m._fitted.precision)
 
     np.testing.assert_allclose(model.predict(x[:5]) - model.intercept_, 0.7 * x[:5] @ mean, atol=1e-10)
-    model.posterior_.split(model.posterior_.loc)
+    model.posterior_.split(torch.cat([model.posterior_.loc, torch.ones(1, dtype=torch.float64)]))
     assert not factored(model)
     new = documents(7, 2000, seed=1)[0].toarray() - x.toarray().mean(0) * intercept
     inverse = np.linalg.inv(precision)

@@ -250,7 +250,7 @@ def test_exported_log_likelihoods_are_of_the_weights(convert):
         np.testing.assert_allclose(groups["log_likelihood"]["y_constrained"].values[0, s], q @ np.array(each))
     with pytest.raises(ValueError, match="1 rows have weight 0"):
         model.to_arviz(x, y, sample_weight=np.r_[0.0, v[1:]])
-    with pytest.raises(ValueError, match="X, y and their weights"):
+    with pytest.raises(ValueError, match="X and y, and their weights"):
         model.to_arviz(sample_weight=v)
 
 
