@@ -151,7 +151,7 @@ def test_nuts_on_the_handler_agrees_with_the_closed_form(data, rate, samples):
 
     within(draws, exact.mean)
     within((draws - exact.mean).square(), exact.variance)
-    noise = invgamma(exact.concentration, scale=exact.rate)
+    noise = invgamma(exact.concentration, scale=exact.noise_rate)
     for q in (0.1, 0.5, 0.9):
         within((draws[:, -1:] < noise.ppf(q)).double(), torch.tensor([q], dtype=F64))
 
