@@ -120,9 +120,11 @@ def said(value: Any) -> str:
     if isinstance(value, Tensor):
         layout = "" if value.layout is torch.strided else "sparse "
         where = "" if value.device.type == "cpu" else f" on {value.device}"
-        small = value.numel() <= 8 and not value.is_meta and not layout
-        what = f": {value.tolist()}" if small else ""
-        return f"{layout}{str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}{where}{what}"
+        kind = f"{layout}{str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}{where}"
+        try:
+            return f"{kind}: {value.tolist()}" if value.numel() <= 8 and not layout else kind
+        except RuntimeError:  # of a meta device, or a tracer's: there are no values
+            return kind
     if isinstance(value, np.ndarray):
         return f"an array of {value.dtype} of shape {value.shape}"
     if isinstance(value, type):

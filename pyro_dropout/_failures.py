@@ -19,7 +19,7 @@ _OF_ARGUMENTS = (*_KEPT, RuntimeError, IndexError, KeyError, AttributeError, Ass
 class undone_if_it_fails:
     """Around what draws random numbers: if it raises, they are given back, and the next run is as if it had not been.
 
-    A class, and no generator, as it is in the way of every step: it takes two microseconds.
+    A class, and no generator, as it is in the way of every step.
 
     Example::
 
@@ -84,8 +84,9 @@ def listed(args: Any, kwargs: Any) -> str:
 
 
 def _generators() -> list[torch.Generator]:
-    if torch.cuda.is_initialized():
-        return [torch.default_generator, *torch.cuda.default_generators]
+    """Of the CPU and of the current GPU; while a CUDA graph is captured a GPU's may not be asked."""
+    if torch.cuda.is_initialized() and not torch.cuda.is_current_stream_capturing():
+        return [torch.default_generator, torch.cuda.default_generators[torch.cuda.current_device()]]
     return [torch.default_generator]
 
 

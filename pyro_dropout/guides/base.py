@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -17,7 +17,7 @@ from pyro.infer.autoguide.guides import AutoCallable
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.nn.module import PyroModule, PyroParam
 from pyro.ops.tensor_utils import periodic_repeat
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_dropout._checks import as_numbers, check_flags, check_functions, said
 from pyro_dropout._failures import said_of_arguments
@@ -55,6 +55,7 @@ class DropoutGuide(AutoGuide):
 
     Example, hard masks whose learned rates are never above one half::
 
+        >>> from torch import nn
         >>> from pyro_dropout import BayesianModule
         >>> class AtMostHalf(DropoutGuide):
         ...     def _learned_mask(self, logits, units):
@@ -165,7 +166,7 @@ class DropoutGuide(AutoGuide):
                 rest._setup_prototype(*args, **kwargs)
         if loaded:
             adopt(self, loaded)
-        if all([self._never_drops(name) for name in weights]):
+        if all(self._never_drops(name) for name in weights):
             warnings.warn(
                 f"{type(self).__name__} has rate 0 at every site ({', '.join(weights)}), so that all draws of these "
                 "weights are the same and predictions have no epistemic part: give rate, a number or one by site",
@@ -347,43 +348,6 @@ class DropoutGuide(AutoGuide):
         if self.prototype_trace is None:
             make_room(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def zero_rates(modules: Iterable[nn.Module]) -> list[tuple[DropoutGuide, str, Tensor]]:
-    """Fixed rates that are 0, by guide and site: what is written into a graph, as their weights have no masks.
-
-    Example::
-
-        >>> from pyro_dropout import AutoBernoulliDropout, BayesianModule
-        >>> net = nn.Sequential()
-        >>> net.first, net.last = nn.Linear(3, 3), nn.Linear(3, 1)
-        >>> guide = AutoBernoulliDropout(BayesianModule(net), rate={"first.weight": 0.0, "last.weight": 0.5})
-        >>> _ = guide(torch.zeros(5, 3))
-        >>> [(site, rate) for _, site, rate in zero_rates(guide.modules())]
-        [('first.weight', tensor([0.]))]
-    """
-    guides = [module for module in modules if isinstance(module, DropoutGuide)]
-    sites = [(guide, name) for guide in guides for name, zero in guide._at_zero.items() if zero]
-    return [(guide, name, value_at(guide, "rate_buffers." + name)) for guide, name in sites]
-
-
-def rates_of(guide: Any) -> dict[str, Tensor]:
-    """Rates of every dropout guide inside this one, by site; none of what is no dropout guide.
-
-    :param guide: an ``AutoGuideList``, say.
-
-    Example::
-
-        >>> from pyro_dropout import AutoBernoulliDropout, BayesianModule
-        >>> guide = AutoBernoulliDropout(BayesianModule(nn.Linear(3, 1)), rate=0.25)
-        >>> _ = guide(torch.zeros(5, 3))
-        >>> rates_of(nn.ModuleList([guide]))
-        {'weight': tensor(0.2500)}
-    """
-    check_functions(guide=guide)
-    modules = guide.modules() if isinstance(guide, nn.Module) else ()
-    guides = [module for module in modules if isinstance(module, DropoutGuide)]
-    return {name: rate for each in guides for name, rate in each.rates().items()}
 
 
 def _checked_quantiles(quantiles: Any) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pyro_dropout._checks import check_counts, check_flags, said
 from pyro_dropout._failures import said_of_arguments
 from pyro_dropout._sites import is_deterministic, is_of_network, plate_nesting, sample_sites
-from pyro_dropout.guides.base import rates_of
+from pyro_dropout.guides.rates import rates_of
 from pyro_dropout.interop.groups import inference_data
 from pyro_dropout.prediction.draws import PLATE, draws_plate, replayed
 from pyro_dropout.weights.weight import MaskedWeight

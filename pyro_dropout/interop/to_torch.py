@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyro_dropout._checks import said
 from pyro_dropout._failures import said_of_arguments
-from pyro_dropout.guides.base import rates_of
+from pyro_dropout.guides.rates import rates_of
 from pyro_dropout.nn.module import BayesianModule
 from pyro_dropout.nn.slots import CONVOLUTIONS
 

@@ -18,15 +18,15 @@ class Network(NamedTuple):
     :param slots: where its parameters stood, by name.
     :param first: its first layer with parameters.
     :param event_dim: number of dimensions of one datum, as the user gave it.
-    :param mixing: by the modes of its modules whether it mixes rows, as far as that is known.
-    :param trunks: by these and its masked weights what is known of its trunk (``_merging``).
+    :param mixing: by ``kind`` whether it mixes rows, as far as that is known (``_mixing``).
+    :param trunks: by ``kind`` and its masked weights what is known of its trunk (``_merging``).
     """
 
     net: nn.Module
     slots: dict[str, Slot]
     first: nn.Module
     event_dim: int | Sequence[int] | None
-    mixing: dict[tuple[bool, ...], bool]
+    mixing: dict[Any, bool]
     trunks: dict[Any, Any]
 
     def run(self, values: dict[str, Tensor], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -34,10 +34,11 @@ class Network(NamedTuple):
         with filled(self.slots, values):
             return self.net(*args, **kwargs)
 
-    @property
-    def modes(self) -> tuple[bool, ...]:
-        """``training`` of all modules, which what is known depends on."""
-        return tuple(module.training for module in self.net.modules())
+    def kind(self, call: Call) -> Any:
+        """What a trial's answer holds for: the modules' modes (``train``, ``eval``), and the shapes of one datum."""
+        pairs = zip(call.args, call.event_dims, strict=False)
+        data = tuple(a.shape[a.dim() - event_dim :] for a, event_dim in pairs if isinstance(a, Tensor))
+        return tuple(module.training for module in self.net.modules()), data
 
     @property
     def trains_batch_norm(self) -> bool:

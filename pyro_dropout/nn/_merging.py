@@ -27,7 +27,7 @@ _DRAWS, _ROWS = 2, 3  # of the trial: with one of either, or as many, wrong shap
 
 
 class NotMerged(ValueError):
-    """What a user must give otherwise, as it is no batch."""
+    """Inputs or outputs that are no batch: the user's to change, so a trial leaves it to the call to say so."""
 
 
 class Trunk(NamedTuple):
@@ -119,10 +119,10 @@ def _without_ones(a: Tensor, event_dim: int, batch_dims: int) -> Tensor:
 
 
 def trunk_of(network: Network, call: Call) -> Trunk:
-    """Known from a trial with few draws and data, of the modes and masks that the call has."""
+    """Known from a trial with few draws and data, for calls of this kind with these masks."""
     _check_keywords(call)
     masked = tuple(name for name, value in call.values.items() if isinstance(value, MaskedWeight))
-    key = (network.modes, masked)
+    key = (network.kind(call), masked)
     if key not in network.trunks:
         if is_traced():  # what is traced has run before
             return Trunk()
@@ -154,7 +154,7 @@ def _trial(network: Network, call: Call) -> Trunk:
     def equal(shared: bool) -> bool:
         try:
             found = [t for t in tree_leaves(merge_batch(network, at_once, Trunk(shared))) if isinstance(t, Tensor)]
-        except NotMerged:  # the call itself raises it
+        except NotMerged:
             return True
         except Exception:
             return False

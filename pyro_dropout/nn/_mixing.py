@@ -22,21 +22,21 @@ from pyro_dropout.weights.weight import MaskedWeight
 
 
 def mixes_rows(network: Network, call: Call) -> bool:
-    """The answer for the modes (``train``, ``eval``) that the network's modules are in; kept.
+    """The answer for calls of this kind; kept.
 
     Where the trial fails, gradients being what a network is not made for, say, it counts as one that mixes: its draws
     run in turn, which is always right.
     """
-    modes = network.modes
-    if modes not in network.mixing:
+    kind = network.kind(call)
+    if kind not in network.mixing:
         if is_traced():  # what is traced has run before
             return False
         with trial_run():
             try:
-                network.mixing[modes] = _trial(network, call)
+                network.mixing[kind] = _trial(network, call)
             except Exception:
-                network.mixing[modes] = True
-    return network.mixing[modes]
+                network.mixing[kind] = True
+    return network.mixing[kind]
 
 
 def _trial(network: Network, call: Call) -> bool:

@@ -72,7 +72,7 @@ class BayesianModule(PyroModule):
             raise ValueError(f"no parameter of {type(net).__name__} has a prior: nothing in it would be Bayesian")
         self.dropout_layers: dict[str, str] = {}  # by weight, of a network that came with them (from_torch)
         self._learns = any(True for _ in self.net.parameters())
-        self._mixing: dict[tuple[bool, ...], bool] = {}  # whether it mixes rows, by the modes of its modules
+        self._mixing: dict[Any, bool] = {}  # what trials found of it, by the kind of call, see Network
         self._trunks: dict[Any, Any] = {}
         self._said = f"the network {type(net).__name__}"
 

@@ -185,13 +185,15 @@ class DropoutPredictive(Predictive):
         if self.guide is not None:
             raise TypeError("draws are not kept yet: predictive.draw(x)[index]")
         try:
-            index = slice(*index.indices(len(self))) if isinstance(index, slice) else operator.index(index)
+            taken = range(len(self))[index] if isinstance(index, slice) else operator.index(index)
         except TypeError as error:
             raise TypeError(f"index must be an integer or a slice, but found {said(index)}") from error
-        if not isinstance(index, slice):  # also of numpy and of tensors
-            if not -len(self) <= index < len(self):
-                raise IndexError(f"draw {index} of {len(self)}")
-            index = slice(index % len(self), index % len(self) + 1)
+        if isinstance(taken, range) and (not taken or taken.step < 0):
+            raise ValueError(f"index must take one draw or more, forwards, but found {index} of {len(self)}")
+        if not isinstance(taken, range):  # also of numpy and of tensors
+            if not -len(self) <= taken < len(self):
+                raise IndexError(f"draw {taken} of {len(self)}")
+            index = slice(taken % len(self), taken % len(self) + 1)
         return self._keep({name: value[index] for name, value in self.posterior_samples.items()})
 
     # Evaluation in parts
@@ -221,13 +223,12 @@ class DropoutPredictive(Predictive):
                 run = partial(self._found, task)
                 if block.number not in plan.sizes:
                     at_once = block.number if self.parallel else 1
-                    sizes = Sizes.within(self.max_memory, run, at_once, inputs)
-                    parts = sizes.rows < inputs.size
-                    if block.latents is None or parts:
-                        layout.check_parts(plan.latent, inputs)
-                        self._check_rows(task, parts)
-                    plan.sizes[block.number] = sizes  # now, as what is refused is refused again
+                    plan.sizes[block.number] = Sizes.within(self.max_memory, run, at_once, inputs)
                 sizes = plan.sizes[block.number]
+                parts = sizes.rows < inputs.size
+                if block.latents is None or parts:  # at each call, as a model of the same shapes may have changed
+                    layout.check_parts(plan.latent, inputs)
+                    self._check_rows(task, parts)
                 for rows in slices(inputs.size, sizes.rows):
                     for draws in slices(block.number, sizes.draws):
                         for name, values in run(draws, rows).items():

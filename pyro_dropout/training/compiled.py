@@ -203,7 +203,12 @@ class CompiledSVI(SVI):
         return loss, list(parameters)
 
     def _compiled(self, program: Program, inputs: list[Tensor], args: Any, kwargs: Any) -> tuple[float, list[Tensor]]:
-        loss = self._finite(program, program(program.keys(1)[0], inputs), args, kwargs)
+        before = torch.get_rng_state()
+        try:
+            loss = self._finite(program, program(program.keys(1)[0], inputs), args, kwargs)
+        except ValueError:
+            torch.set_rng_state(before)  # as an eager step that is refused
+            raise
         if program.update is not None or not program.gradients:
             return loss, []
         program.accumulate()

@@ -245,7 +245,15 @@ PREDICTION = [
         "DropoutPredictive.__getitem__",
         lambda w: w.draws.__getitem__,
         lambda w: {"index": 0},
-        index=["0", None, 1.5, [0, 1], torch.tensor([0, 1]), Wrong(4, "draw 4 of 4", IndexError), slice("a", None)],
+        index=[
+            "0",
+            None,
+            1.5,
+            [0, 1],
+            torch.tensor([0, 1]),
+            Wrong(4, "draw 4 of 4", IndexError),
+            *(Wrong(s, "index") for s in (slice("a", None), slice(2, 2), slice(None, None, -1))),
+        ],
     ),
     call(
         "DropoutPredictive.__getitem__ of a guide",

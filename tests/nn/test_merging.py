@@ -334,3 +334,16 @@ def test_networks_that_fold_times_into_their_batch(name, times):
         with pyro.plate("draws", DRAWS, dim=-2):
             trace = poutine.trace(guide).get_trace(x)
         torch.testing.assert_close(poutine.replay(module, trace=trace)(x), one_by_one(module, trace, x))
+
+
+@pytest.mark.parametrize("name", FOLDS)
+def test_other_numbers_of_times_are_tried_anew(name):
+    """With one time per datum these networks may be merged; what was found for that says nothing of four times."""
+    module = BayesianModule(Folded(*FOLDS[name]).to(F64), event_dim=2)
+    for times in (1, DRAWS, 1, 2, DRAWS * ROWS):
+        x = torch.randn(ROWS, times, 3, dtype=F64)
+        guide = AutoBernoulliDropout(module, rate=0.4)
+        guide(x)
+        with pyro.plate("draws", DRAWS, dim=-2):
+            trace = poutine.trace(guide).get_trace(x)
+        torch.testing.assert_close(poutine.replay(module, trace=trace)(x), one_by_one(module, trace, x))

@@ -109,17 +109,21 @@ def test_arguments_without_a_hash_are_looked_at_each_time():
         assert number > 1
 
 
-def test_what_is_refused_is_refused_again():
-    """Rows that know each other, in parts: no plan is kept of what was not found right."""
+def test_rows_are_looked_at_in_each_call():
+    """Rows that know each other, in parts: refused each time, also of a model that did not mix them before."""
 
     class Mixing(Model):
+        mixes = False
+
         def forward(self, x, y=None):
-            return super().forward(x + x.mean(0, keepdim=True), y)
+            return super().forward(x + x.mean(0, keepdim=True) if self.mixes else x, y)
 
     model = Mixing()
     guide, x = AutoBernoulliDropout(model, rate=0.4), torch.randn(300, 3)
     guide(x, x[:, 0])
     predict = DropoutPredictive(model, guide=guide, num_samples=3, return_sites=["out"], max_memory=30_000)
+    predict(x)
+    model.mixes = True
     for _ in range(2):
         with pytest.raises(ValueError, match="give data="):
             predict(x)

@@ -456,8 +456,10 @@ def test_what_is_not_finite_raises_and_changes_nothing(how):
         with pytest.raises(ValueError, match="step 0 of 3: " + match):
             svi.scan(torch.stack([bad, x, x]), torch.stack([y, y, y]))
     else:
+        random = torch.get_rng_state()
         with pytest.raises(ValueError, match=match):
             getattr(svi, how)(bad, y)
+        assert torch.equal(random, torch.get_rng_state())
     assert_same_state(before, state(s.guide), 0.0)
     svi.step(x, y)
     assert any(not torch.equal(before[n], v) for n, v in state(s.guide).items())

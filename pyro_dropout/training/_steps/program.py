@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pyro_dropout._store import still_stored, stored
-from pyro_dropout.guides.base import zero_rates
+from pyro_dropout.guides.rates import zero_rates
 from pyro_dropout.losses.elbo import TraceDropout_ELBO
 from pyro_dropout.training._steps.graph import compiled, trace
 from pyro_dropout.training._steps.randomness import KeyedRandomness, drawn_by, random_keys

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from pyro_dropout._memory import PeakMemory
-from pyro_dropout.guides.base import zero_rates
+from pyro_dropout.guides.rates import zero_rates
 from pyro_dropout.training._steps.differences import check_alike, places_of
 from pyro_dropout.training._steps.graph import Traced, compiled, graph_of
 from pyro_dropout.training._steps.program import Program, step_program
