@@ -321,19 +321,21 @@ FOLDS = {
 }
 
 
+def assert_draws_are_right(module, x):
+    guide = AutoBernoulliDropout(module, rate=0.4)
+    guide(x)
+    with pyro.plate("draws", DRAWS, dim=-2):
+        trace = poutine.trace(guide).get_trace(x)
+    torch.testing.assert_close(poutine.replay(module, trace=trace)(x), one_by_one(module, trace, x))
+
+
 @pytest.mark.parametrize("times", [1, 2, 3, 4, 6, 20])
 @pytest.mark.parametrize("name", FOLDS)
 def test_networks_that_fold_times_into_their_batch(name, times):
     """Where the batch's dimension holds times, it may look like draws and data, and is none."""
-    net = Folded(*FOLDS[name]).to(F64)
-    module = BayesianModule(net, event_dim=2)
+    module = BayesianModule(Folded(*FOLDS[name]).to(F64), event_dim=2)
     for rows in (1, 2, ROWS):
-        x = torch.randn(rows, times, 3, dtype=F64)
-        guide = AutoBernoulliDropout(module, rate=0.4)
-        guide(x)
-        with pyro.plate("draws", DRAWS, dim=-2):
-            trace = poutine.trace(guide).get_trace(x)
-        torch.testing.assert_close(poutine.replay(module, trace=trace)(x), one_by_one(module, trace, x))
+        assert_draws_are_right(module, torch.randn(rows, times, 3, dtype=F64))
 
 
 @pytest.mark.parametrize("name", FOLDS)
@@ -341,9 +343,4 @@ def test_other_numbers_of_times_are_tried_anew(name):
     """With one time per datum these networks may be merged; what was found for that says nothing of four times."""
     module = BayesianModule(Folded(*FOLDS[name]).to(F64), event_dim=2)
     for times in (1, DRAWS, 1, 2, DRAWS * ROWS):
-        x = torch.randn(ROWS, times, 3, dtype=F64)
-        guide = AutoBernoulliDropout(module, rate=0.4)
-        guide(x)
-        with pyro.plate("draws", DRAWS, dim=-2):
-            trace = poutine.trace(guide).get_trace(x)
-        torch.testing.assert_close(poutine.replay(module, trace=trace)(x), one_by_one(module, trace, x))
+        assert_draws_are_right(module, torch.randn(ROWS, times, 3, dtype=F64))
