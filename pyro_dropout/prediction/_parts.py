@@ -216,12 +216,14 @@ class Plan:
 
     :param latent: names of the guide's sites.
     :param layout: of the model's sites.
+    :param nesting: dimensions that the guide's plates take.
     :param sizes: of parts, by the number of draws that are to be taken apart.
     :param draws: of the guide at once, once that is known.
     """
 
     latent: set[str]
     layout: Layout
+    nesting: int
     sizes: dict[int, Sizes] = field(default_factory=dict)
     draws: int | None = None
 

@@ -21,16 +21,22 @@ def draws_plate(number: int, nesting: int) -> Any:
     return pyro.plate(PLATE, number, dim=-nesting - 1)
 
 
-def drawn(guide: Callable, number: int, parallel: bool, args: Any, kwargs: Any) -> dict[str, Tensor]:
-    """Draws from the guide by site, ``[number, ...]``, in one run or in as many."""
+def drawn(
+    guide: Callable, number: int, parallel: bool, args: Any, kwargs: Any, nesting: int | None = None
+) -> dict[str, Tensor]:
+    """Draws from the guide by site, ``[number, ...]``, in one run or in as many.
+
+    :param nesting: dimensions that its plates take, where that is known; else a run tells.
+    """
     with torch.no_grad(), poutine.block():
         if not parallel:
             runs = [poutine.trace(guide).get_trace(*args, **kwargs) for _ in range(number)]
             names = [name for name, site in sample_sites(runs[0]) if not site["infer"].get("is_auxiliary")]
             return {name: torch.stack([run.nodes[name]["value"] for run in runs]) for name in names}
-        with forked_rng():
-            one = poutine.trace(guide).get_trace(*args, **kwargs)
-        trace = poutine.trace(draws_plate(number, plate_nesting(one))(guide)).get_trace(*args, **kwargs)
+        if nesting is None:
+            with forked_rng():
+                nesting = plate_nesting(poutine.trace(guide).get_trace(*args, **kwargs))
+        trace = poutine.trace(draws_plate(number, nesting)(guide)).get_trace(*args, **kwargs)
         return {n: site["value"] for n, site in sample_sites(trace) if not site["infer"].get("is_auxiliary")}
 
 

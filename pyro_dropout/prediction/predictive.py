@@ -25,7 +25,7 @@ from pyro_dropout._checks import (
 )
 from pyro_dropout._failures import said_of_arguments
 from pyro_dropout._modes import evaluation_mode, forked_rng
-from pyro_dropout._sites import is_deterministic, is_of_network, sample_sites
+from pyro_dropout._sites import is_deterministic, is_of_network, plate_nesting, sample_sites
 from pyro_dropout.masks.messengers import DatumMasks
 from pyro_dropout.metrics.moments import PredictiveMoments
 from pyro_dropout.prediction._accumulators import Accumulator, LogMean, Moments, Stack
@@ -320,21 +320,21 @@ class DropoutPredictive(Predictive):
                 return self._plans[kind]
         except TypeError:  # an argument that has no hash, a list say
             kind = None
-        weights = self._one_draw(inputs)
+        weights, nesting = self._one_draw(inputs)
         latent = set(weights)
         layout = Layout.of(self.model, inputs, weights, lambda trace: self._read(trace, read, latent))
-        plan = Plan(latent, layout)
+        plan = Plan(latent, layout, nesting)
         if kind is not None:
             self._plans[kind] = plan
         return plan
 
-    def _one_draw(self, inputs: Inputs) -> dict[str, Tensor]:
-        """A value of each of the guide's sites."""
+    def _one_draw(self, inputs: Inputs) -> tuple[dict[str, Tensor], int]:
+        """A value of each of the guide's sites, and the dimensions that its plates take."""
         if self.guide is None:
-            return {name: value[0] for name, value in self.posterior_samples.items()}
+            return {name: value[0] for name, value in self.posterior_samples.items()}, 0
         with forked_rng():  # on all data, as this may be the guide's first call
             trace = poutine.trace(self.guide).get_trace(*inputs.args, **inputs.kwargs)
-        return {name: site["value"] for name, site in sample_sites(trace)}
+        return {name: site["value"] for name, site in sample_sites(trace)}, plate_nesting(trace)
 
     def _blocks(self, inputs: Inputs, plan: Plan) -> Iterator[_Block]:
         """The draws that are kept at once: all, unless they need half the memory."""
@@ -345,7 +345,8 @@ class DropoutPredictive(Predictive):
         else:
 
             def draw(draws: slice) -> dict[str, Tensor]:
-                return drawn(self.guide, draws.stop - draws.start, self.parallel, inputs.args, inputs.kwargs)
+                number = draws.stop - draws.start
+                return drawn(self.guide, number, self.parallel, inputs.args, inputs.kwargs, plan.nesting)
 
             if plan.draws is None:
                 plan.draws = Sizes.of_draws(self.max_memory // 2, draw, self.num_samples)

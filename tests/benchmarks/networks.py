@@ -76,7 +76,7 @@ class ReadsLast(nn.Module):
 
 
 def predictor(net: nn.Module, x: Tensor, draws: int, rate: Any, **options: Any) -> Callable[[], Any]:
-    """``DropoutPredictive`` of kept functions, whose masks are drawn before."""
+    """``DropoutPredictive``, which draws masks at each call, as the loops do."""
     pyro.clear_param_store()
     model = Classifier(net, x.dim() - 1)
     guide = AutoBernoulliDropout(model, rate=rate)

@@ -33,7 +33,7 @@ def sparse_data(n, p, seed=0):
 
 
 class Dense:
-    """The closed form (ENT) with V = diag(v) inside of every product, written out; the intercept is that of weighted means."""
+    """The closed form (ENT) with V = diag(v) in every product, written out; the intercept is that of weighted means."""
 
     def __init__(self, x, y, v, rate, shrinkage, a0, b0, intercept):
         keep, total = 1 - np.broadcast_to(rate, x.shape[1]), v.sum()
