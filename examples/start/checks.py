@@ -15,58 +15,50 @@ import torch
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
+from examples.common import arviz_versions
+from examples.common.arviz_versions import Groups, as_chains, az, elpd, from_arrays
 from examples.common.standardised import Data
 from examples.start.posterior_fits import Fit
 from pyro_dropout import from_pyro_svi
 
-with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing a major refactor", FutureWarning)
-    import arviz as az
-
 Table = dict[str, dict[str, float]]  # of measures, by guide
 
 
-def in_units(idata: az.InferenceData, data: Data) -> az.InferenceData:
+def in_units(groups: Groups, data: Data) -> Groups:
     """Replicates, observations and their densities in the units of the target, in place."""
-    idata.map(data.in_units, groups=["posterior_predictive", "observed_data"], inplace=True)
-    idata.map(lambda density: density - math.log(data.scale), groups="log_likelihood", inplace=True)
-    return idata
+    for name in ("posterior_predictive", "observed_data"):
+        groups[name]["obs"] = data.in_units(groups[name]["obs"])
+    groups["log_likelihood"]["obs"] = groups["log_likelihood"]["obs"] - math.log(data.scale)
+    return groups
 
 
-def export(fits: list[Fit], x: Tensor, y: Tensor, data: Data) -> az.InferenceData:
+def export(fits: list[Fit], x: Tensor, y: Tensor, data: Data) -> Groups:
     """Draws, replicates and log-likelihoods of these points, in units of the target; fits are chains."""
-    idatas = [from_pyro_svi(fit, model_args=(x, y), num_samples=fit.draws) for fit in fits]
-    idata = az.concat(*idatas, dim="chain", reset_dim=True) if len(fits) > 1 else idatas[0]
-    in_units(idata, data)
-    idata.posterior["mean"] = data.in_units(idata.posterior["mean"])
-    return idata
+    groups = as_chains([from_pyro_svi(fit, model_args=(x, y), num_samples=fit.draws) for fit in fits])
+    groups["posterior"]["mean"] = data.in_units(groups["posterior"]["mean"])
+    return in_units(groups, data)
 
 
-def leave_one_out(idata: az.InferenceData) -> az.ELPDData:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Estimated shape parameter of Pareto")  # the tables have the counts
-        return az.loo(idata, pointwise=True)
-
-
-def compare(loos: dict[str, az.ELPDData]) -> Any:
+def compare(loos: dict[str, Any]) -> Any:
     """ArviZ's table. Pareto smoothing gives NaN where the draws repeat each other: such a guide cannot be compared."""
-    usable = {name: loo for name, loo in loos.items() if math.isfinite(loo.elpd_loo)}
+    usable = {name: loo for name, loo in loos.items() if math.isfinite(elpd(loo))}
     for name in loos:
         if name not in usable:
             print(f"{name} is not in the comparison: its leave-one-out estimate is not finite")
-    return az.compare(usable)
+    return arviz_versions.compare(usable)
 
 
-def r_hat(runs: az.InferenceData, variable: str) -> dict[str, float]:
+def r_hat(runs: Groups, variable: str) -> dict[str, float]:
     """Do runs agree? Median and largest R-hat over the entries of a variable, runs as chains."""
     values = az.rhat(runs, var_names=[variable])[variable].values
     return {"median": float(np.median(values)), "largest": float(np.max(values))}
 
 
-def rates_as_draws(fits: list[Fit]) -> az.InferenceData:
+def rates_as_draws(fits: list[Fit]) -> Groups:
     """Rates do not vary among draws of a run: their draws are the records of the second half of training."""
     half = len(fits[0].steps) // 2
-    return az.from_dict(posterior={site: np.array([f.rates[site][half:] for f in fits]) for site in fits[0].rates})
+    rates = {site: np.array([f.rates[site][half:] for f in fits]) for site in fits[0].rates}
+    return from_arrays({"posterior": rates})
 
 
 def approximate_loo(fit: Fit, data: Data) -> Table:
@@ -80,12 +72,12 @@ def approximate_loo(fit: Fit, data: Data) -> Table:
     likelihood = joint.nodes["obs"]["fn"].log_prob(data.y) - math.log(data.scale)
     log_q = log_density(drawn, fit.draws)
     log_p = log_density(joint, fit.draws) + likelihood.sum(-1)
-    idata = az.from_dict(log_likelihood={"obs": likelihood[None]})
+    groups = from_arrays({"log_likelihood": {"obs": likelihood[None].numpy()}})
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Estimated shape parameter of Pareto")
-        plain = stats.loo(idata, pointwise=True, reff=1.0)  # draws of a guide are independent
-        corrected = stats.loo_approximate_posterior(idata, log_p.numpy(), log_q.numpy(), pointwise=True)
-    return {name: loo_summary(loo.elpd, loo) for name, loo in (("q as it is", plain), ("log p - log q", corrected))}
+        plain = stats.loo(groups, pointwise=True, reff=1.0)  # draws of a guide are independent
+        corrected = stats.loo_approximate_posterior(groups, log_p.numpy(), log_q.numpy(), pointwise=True)
+    return {name: loo_summary(loo) for name, loo in (("q as it is", plain), ("log p - log q", corrected))}
 
 
 @torch.no_grad()
@@ -104,7 +96,7 @@ def optional(module: str, purpose: str, package: str) -> ModuleType | None:
         return None
 
 
-def loo_summary(elpd: float, loo: Any) -> dict[str, float]:
+def loo_summary(loo: Any) -> dict[str, float]:
     """Per point, with its standard error, and the share of points whose importance weights are not to be trusted."""
     points, bad = loo.n_data_points, loo.pareto_k.values > 0.7
-    return {"elpd_loo": float(elpd) / points, "elpd_loo ±": float(loo.se) / points, "k > 0.7": float(bad.mean())}
+    return {"elpd_loo": elpd(loo) / points, "elpd_loo ±": float(loo.se) / points, "k > 0.7": float(bad.mean())}

@@ -16,9 +16,10 @@ from pyro.infer import Predictive
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from examples.common.arviz_versions import leave_one_out
 from examples.common.data import load_mnist
 from examples.common.pictures import panels, save
-from examples.start.checks import Table, compare, leave_one_out, loo_summary, optional
+from examples.start.checks import Table, compare, loo_summary, optional
 from examples.start.posterior_fits import fit
 from examples.start.posterior_tables import report
 from models.classification import Classification, lenet
@@ -107,7 +108,7 @@ def run_classification(args: argparse.Namespace) -> tuple[ClassificationResults,
         scores[name] = score_classes(drawn["probs"][:, known], y_test[known], found[name]["entropy"][known])
         part = x[:LOO_IMAGES], y[:LOO_IMAGES]
         loos[name] = leave_one_out(from_pyro_svi(done, model_args=part, num_samples=draws))
-    loo = {name: loo_summary(estimate.elpd_loo, estimate) for name, estimate in loos.items()}
+    loo = {name: loo_summary(estimate) for name, estimate in loos.items()}
     results = ClassificationResults(scores, auroc, loo, compare(loos))
     report(results)
     picture = args.outputs / "posterior_checks_classes.png"

@@ -17,16 +17,16 @@ import pyro
 import torch
 from pyro.infer.autoguide import AutoNormal, init_to_median
 
+from examples.common.arviz_versions import Groups, leave_one_out
+from examples.common.check_pictures import plot_loo_pit, plot_replicates
 from examples.common.data import load_uci
 from examples.common.pictures import panels, save
 from examples.common.standardised import Data
 from examples.start.checks import (
     Table,
     approximate_loo,
-    az,
     compare,
     export,
-    leave_one_out,
     loo_summary,
     r_hat,
     rates_as_draws,
@@ -93,11 +93,11 @@ def fit_regression(data: Data, args: argparse.Namespace) -> dict[str, list[Fit]]
     return fits
 
 
-def score(held_out: az.InferenceData) -> dict[str, float]:
+def score(held_out: Groups) -> dict[str, float]:
     """Of points that no fit has seen."""
-    y, obs = held_out.observed_data["obs"], held_out.posterior_predictive["obs"]
-    density = predictive_log_likelihood(held_out.log_likelihood["obs"]).values
-    error = (held_out.posterior["mean"].mean(("chain", "draw")) - y.values).values
+    y, obs = held_out["observed_data"]["obs"], held_out["posterior_predictive"]["obs"]
+    density = predictive_log_likelihood(held_out["log_likelihood"]["obs"]).values
+    error = (held_out["posterior"]["mean"].mean(("chain", "draw")) - y.values).values
     return {
         "RMSE": float(np.sqrt((error**2).mean())),
         "log-likelihood": float(density.mean()),
@@ -120,10 +120,10 @@ def run_regression(args: argparse.Namespace) -> tuple[RegressionResults, list[Pa
     learned = {name: rates_as_draws(runs) for name, runs in fits.items() if runs[0].rates}
     agreement = {name: r_hat(export(runs, data.x, data.y, data), "mean") for name, runs in fits.items()}
     for name, rates in learned.items():
-        agreement |= {f"{name}, {site}": r_hat(rates, site) for site in rates.posterior.data_vars}
+        agreement |= {f"{name}, {site}": r_hat(rates, site) for site in rates["posterior"].data_vars}
     results = RegressionResults(
         scores={name: score(idata) for name, idata in held_out.items()},
-        loo={name: loo_summary(loo.elpd_loo, loo) for name, loo in loos.items()},
+        loo={name: loo_summary(loo) for name, loo in loos.items()},
         approximate=approximate_loo(fits[NORMAL_NAME][0], data),
         r_hat=agreement,
         comparison=compare(loos),
@@ -141,20 +141,13 @@ def run_regression(args: argparse.Namespace) -> tuple[RegressionResults, list[Pa
 # Pictures
 
 
-def plot_checks(idatas: dict[str, az.InferenceData]) -> plt.Figure:
+def plot_checks(idatas: dict[str, Groups]) -> plt.Figure:
     """Posterior predictive check and LOO-PIT of each guide, on the training points."""
     figure, axes = panels(2, len(idatas), 3.6 * len(idatas), 7.5, sharex="row", sharey="row")
     for (name, idata), (top, bottom) in zip(idatas.items(), axes.T, strict=True):
-        az.plot_ppc(
-            idata,
-            num_pp_samples=min(50, idata.posterior_predictive["obs"].size // POINTS),
-            random_seed=0,
-            textsize=9,
-            legend=name == NUTS_NAME,
-            ax=top,
-        )
+        plot_replicates(top, idata, draws=50, legend=name == NUTS_NAME)
         top.set(title=name, xlabel=TARGET)
-        az.plot_loo_pit(idata, y="obs", textsize=9, legend=name == NUTS_NAME, ax=bottom)
+        plot_loo_pit(bottom, idata, legend=name == NUTS_NAME)
         bottom.set(xlabel="probability of less, point left out", ylim=(0, 2.5))
     axes[0, 0].set_ylabel("density: posterior predictive check")
     axes[1, 0].set_ylabel("density: LOO-PIT")
@@ -164,8 +157,16 @@ def plot_checks(idatas: dict[str, az.InferenceData]) -> plt.Figure:
 def plot_comparison(results: RegressionResults) -> plt.Figure:
     """ArviZ's comparison beside what it estimates."""
     figure, ((left, right),) = panels(1, 2, 14, 4.5)
-    az.plot_compare(results.comparison, insample_dev=False, textsize=9, ax=left)
+    table = results.comparison
+    rows = np.arange(len(table))
+    left.errorbar(table["elpd"], rows, xerr=table["se"], fmt="o", capsize=3, label="elpd and its error")
+    others = table.iloc[1:]  # as ArviZ draws it: where they are, with the error of the difference
+    left.errorbar(others["elpd"], rows[1:] - 0.2, xerr=others["dse"], fmt="^", color="grey", label="error of the gap")
+    left.axvline(table["elpd"].iloc[0], color="grey", linestyle="--", linewidth=0.8)
+    left.set(yticks=rows, yticklabels=table.index, xlabel="log-likelihood, nats")
     left.set(title="az.compare: leave-one-out, sums over training points")
+    left.invert_yaxis()
+    left.legend()
     names = list(results.scores)
     rows = np.arange(len(names))
     for table, key, shift, label in (
@@ -180,13 +181,13 @@ def plot_comparison(results: RegressionResults) -> plt.Figure:
     return figure
 
 
-def plot_calibration(held_out: dict[str, az.InferenceData]) -> plt.Figure:
+def plot_calibration(held_out: dict[str, Groups]) -> plt.Figure:
     """Shares of held-out points below predictive quantiles."""
     figure, ((axis,),) = panels(1, 1, 6, 6)
     levels = torch.arange(1, 20) / 20
     axis.plot([0, 1], [0, 1], color="black", linewidth=0.8)
     for name, idata in held_out.items():
-        share = quantile_coverage(idata.posterior_predictive["obs"], idata.observed_data["obs"], levels)
+        share = quantile_coverage(idata["posterior_predictive"]["obs"], idata["observed_data"]["obs"], levels)
         axis.plot(levels, share, marker=".", label=name)
     axis.set(xlabel="probability of the predictive quantile", ylabel="share of held-out points below it")
     axis.set(title="Calibration: on the diagonal if calibrated")

@@ -32,9 +32,11 @@ from torch import Tensor, nn
 from tqdm import trange
 
 from examples.common.arguments import add_outputs, add_seed, script, settle
+from examples.common.arviz_versions import Groups, elpd, leave_one_out
+from examples.common.check_pictures import plot_loo_pit, plot_replicates
 from examples.common.pictures import save
 from examples.common.standardised import Data
-from examples.start.checks import az, in_units, leave_one_out
+from examples.start.checks import in_units
 from models.regression import Regression, mlp
 from pyro_dropout import AutoConcreteDropout, TraceDropout_ELBO, from_pyro_svi
 from pyro_dropout.metrics import interval_coverage, predictive_log_likelihood, predictive_moments
@@ -144,7 +146,7 @@ def compare(drawn: dict[str, Tensor], draws: int, data: Data) -> dict[str, Score
     return scores
 
 
-def export(svi: SVI, data: Data, draws: int) -> az.InferenceData:
+def export(svi: SVI, data: Data, draws: int) -> Groups:
     """The fit as ArviZ groups, replicates and log-likelihoods in units of the target."""
     return in_units(from_pyro_svi(svi, model_args=(data.x, data.y), num_samples=draws), data)
 
@@ -163,15 +165,15 @@ def plot_predictions(axes: plt.Axes, draws: dict[str, Tensor], data: Data) -> No
     axes.figure.legend(loc="outside lower center", ncols=2)
 
 
-def plot_check(axes: plt.Axes, idata: az.InferenceData) -> None:
-    az.plot_ppc(idata, num_pp_samples=100, random_seed=0, textsize=10, ax=axes)
+def plot_check(axes: plt.Axes, groups: Groups) -> None:
+    plot_replicates(axes, groups, draws=100)
     axes.set(xlabel=TARGET, ylabel="density", title="Posterior predictive check: scores of the training patients")
 
 
-def plot_calibration(axes: plt.Axes, idata: az.InferenceData) -> None:
-    az.plot_loo_pit(idata, y="obs", textsize=10, ax=axes)
+def plot_calibration(axes: plt.Axes, groups: Groups) -> None:
+    plot_loo_pit(axes, groups)
     axes.set(xlabel="probability of a score below the observed one, leaving that patient out", ylabel="density")
-    axes.set_title("LOO-PIT of the training patients: among the thin lines if calibrated")
+    axes.set_title("LOO-PIT of the training patients: bars in the band if calibrated")
 
 
 def save_picture(path: Path, plot: Callable[..., None], *args: Any) -> Path:
@@ -180,7 +182,7 @@ def save_picture(path: Path, plot: Callable[..., None], *args: Any) -> Path:
     return save(figure, path)
 
 
-def report(results: Results, loo: az.ELPDData) -> None:
+def report(results: Results, loo: Any) -> None:
     print(f"\nTest part, in units of the target (standard deviation {results.target_deviation:.1f}):\n")
     print(f"{'':22}{'RMSE':>6}{'log-likelihood':>18}{'in 50 % interval':>19}{'in 90 % interval':>19}")
     for name, s in results.scores.items():
@@ -203,17 +205,17 @@ def main(argv: list[str] | None = None) -> Results:
     data = load_data()
     svi = fit_dropout(data.x, data.y, args.steps)
     drawn = predict_dropout(svi, data.x_test, args.draws)
-    idata = export(svi, data, args.draws)
-    loo = leave_one_out(idata)
+    groups = export(svi, data, args.draws)
+    loo = leave_one_out(groups)
     results = Results(
         scores=compare(drawn, args.draws, data),
         rates={site: rate.item() for site, rate in svi.guide.rates().items()},
-        elpd_loo=loo.elpd_loo / loo.n_data_points,
+        elpd_loo=elpd(loo) / loo.n_data_points,
         target_deviation=data.y_test.std().item() * data.scale,
         pictures=[
             save_picture(args.outputs / "predictions.png", plot_predictions, drawn, data),
-            save_picture(args.outputs / "posterior_predictive_check.png", plot_check, idata),
-            save_picture(args.outputs / "loo_pit.png", plot_calibration, idata),
+            save_picture(args.outputs / "posterior_predictive_check.png", plot_check, groups),
+            save_picture(args.outputs / "loo_pit.png", plot_calibration, groups),
         ],
     )
     report(results, loo)

@@ -231,8 +231,9 @@ class EntropicLinearRegression(RegressorMixin, BaseEstimator):
         With a rate above 0 ``log_likelihood`` has two variables: ``y``, the log-density of a prediction (without
         dropout), and ``y_constrained``, what the posterior conditioned on,
         :math:`\mathbb{E}_{\tilde w \mid w} \log \mathrm{Normal}(y_i; x_i^\top \tilde w, \sigma^2)`. Leave-one-out takes
-        the *weights* ``az.psislw(-y_constrained)`` and the *density* ``y``; ``az.loo`` takes one for both, which is
-        neither, so it refuses without a name. Exact is ``cv=LeaveOneOut()`` of :func:`regression_path`.
+        the *weights* ``az.psislw(-y_constrained)`` and the *density* ``y``: in ArviZ 1.x ``az.loo`` does, with
+        ``var_name="y"`` and the ``log_weights`` of ``y_constrained.azstats.psislw()``. By a name alone it takes one for
+        both, which is neither, so it refuses without one. Exact is ``cv=LeaveOneOut()`` of :func:`regression_path`.
 
         :param X: with ``y``, data for ``posterior_predictive`` (without dropout), ``log_likelihood`` and
             ``observed_data``.

@@ -13,10 +13,8 @@ from examples.start.posterior_checks import main
 from examples.start.posterior_digits import load_digits
 from tests.examples.staged import staged
 
-pytestmark = [  # how ArviZ 0.23 calls Matplotlib 3.11 and pandas 3
-    pytest.mark.filterwarnings("ignore:Passing a dict or None as alias_mapping:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:The inplace keyword in DataFrame:DeprecationWarning"),
-]
+# how ArviZ 0.23 calls pandas 3
+pytestmark = pytest.mark.filterwarnings("ignore:The inplace keyword in DataFrame:DeprecationWarning")
 
 GUIDES = ["rate 0.1", "Concrete", "learned hard", "AutoNormal", "NUTS"]
 
@@ -44,7 +42,9 @@ def run(tmp_path_factory):
 def test_every_guide_is_scored_and_compared(run):
     regression = run[0].regression
     assert list(regression.scores) == list(regression.loo) == GUIDES
-    assert set(regression.comparison.index) == set(GUIDES)
+    compared = set(regression.comparison.index)
+    assert compared == {name for name in GUIDES if math.isfinite(regression.loo[name]["elpd_loo"])}
+    assert compared >= set(GUIDES[:-1])  # of ten draws of NUTS ArviZ 1 has no estimate
     chance = -math.log(16.7) - 0.5 * math.log(2 * math.pi * math.e)  # a normal with the deviation of the target
     for row in list(regression.scores.values())[:-1]:  # not NUTS, which has hardly begun here
         assert chance - 4 < row["log-likelihood"] < chance + 1.5  # AutoNormal is far from done

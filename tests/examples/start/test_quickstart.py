@@ -10,9 +10,6 @@ import torch
 
 from examples.start.quickstart import main
 
-# ArviZ 0.23 calls Matplotlib 3.11 in a way that will end with 3.13
-pytestmark = pytest.mark.filterwarnings("ignore:Passing a dict or None as alias_mapping:DeprecationWarning")
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
