@@ -1,4 +1,4 @@
-"""Contexts around a run of a model: random numbers that leave no trace, modules in evaluation mode."""
+"""Contexts around a run of a model: random numbers that leave no trace, modules in evaluation mode, a backward pass."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
+
+
+def in_backward() -> bool:
+    """Whether a backward pass is under way, in which a layer can only run again."""
+    return torch._C._current_graph_task_id() != -1
 
 
 @contextmanager

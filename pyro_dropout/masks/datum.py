@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_dropout._checks import check_counts, check_tensors, checked_shape, said
+from pyro_dropout._values import is_traced
 
 
 class _Source(Protocol):
@@ -42,6 +43,7 @@ class DatumMask:
         self.distribution = distribution
         self.draws: dict[tuple[int, ...], Tensor] = {}
         self.entries: dict[tuple[int, ...], DatumMask] = {}
+        self.first_draws: dict[tuple[int, ...], Tensor] | None = None  # while it is rewound
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(
@@ -69,7 +71,29 @@ class DatumMask:
             raise TypeError(f"batch_shape must be a tuple of sizes, but found {said(batch_shape)}")
         if batch_shape not in self.draws:
             self.draws[batch_shape] = self.distribution.expand(batch_shape)()
+            if self.first_draws is not None:
+                self._check_again(batch_shape)
         return self.draws[batch_shape]
+
+    def rewind(self, draws: dict[tuple[int, ...], Tensor]) -> None:
+        """Only these draws have been made: the others are made again, by layers that run again in a backward pass."""
+        self.resume()
+        self.first_draws, self.draws = self.draws, dict(draws)
+
+    def resume(self) -> None:
+        """All draws have been made that were made before it was rewound."""
+        if self.first_draws is not None:
+            self.draws, self.first_draws = self.first_draws, None
+
+    def _check_again(self, batch_shape: tuple[int, ...]) -> None:
+        first = (self.first_draws or {}).get(batch_shape)
+        if isinstance(self.distribution, _EntryOf) or is_traced() or first is None:
+            why = "is drawn again, in a backward pass in which that cannot be done"
+        elif torch.equal(first, self.draws[batch_shape]):
+            return
+        else:
+            why = "differs when a layer runs again in the backward pass: checkpoint with preserve_rng_state=True"
+        raise NotImplementedError(f'a mask per datum {why}; or use masks="draw" in the loss')
 
 
 class LeafSource:

@@ -156,6 +156,7 @@ class MemberMask(Mask):
         if not isinstance(draws, list):
             raise TypeError(f"draws must be a list, which gets what is drawn, but found {said(draws)}")
         self.of_one, self.estimator, self.draws, self.units = mask, estimator, draws, mask.units
+        self._rates = mask.rate, mask.keep  # known before it is drawn, so that drawing it again is the same work
         self._batch_shape, self._event_shape = checked_shape("batch_shape", batch_shape), mask.event_shape
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> MemberMask:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 import pyro_dropout._settings as settings
@@ -27,6 +28,10 @@ from pyro_dropout.weights.shapes import has_place_of_data, with_place_of_data
 from pyro_dropout.weights.weight import MaskedWeight
 
 _WORTH = 8  # a slice of draws costs at least as often what the trunk costs, which it runs again
+_NO_HOOKS = (
+    "dense weights of several networks run by vmap, in which activations cannot be checkpointed nor moved: run one "
+    "network at a time (vectorize_particles=False, parallel=False)"
+)
 _WITHOUT_VMAP = (nn.RNNBase, nn.MultiheadAttention)  # fused kernels without batching rules
 
 
@@ -131,7 +136,8 @@ def _map_over_weights(network: Network, call: Call) -> Any:
         out = tree_map(lambda *entries: torch.stack(entries), *outs)
     else:
         flat: Any = [{k: t.reshape(-1, *t.shape[len(plates) :]) for k, t in each.items()} for each in (weights, data)]
-        out = torch.vmap(run_one, randomness="different")(*flat)
+        with disable_saved_tensors_hooks(_NO_HOOKS):
+            out = torch.vmap(run_one, randomness="different")(*flat)
     return tree_map(lambda t: t.reshape(*plates, *t.shape[1:]) if isinstance(t, Tensor) else t, out)
 
 

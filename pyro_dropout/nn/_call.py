@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pyro_dropout.nn._again import Again
 from pyro_dropout.nn.slots import Slot, filled
 
 
@@ -31,8 +32,11 @@ class Network(NamedTuple):
 
     def run(self, values: dict[str, Tensor], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """The network itself, with these values in the places of its parameters."""
+        again = Again(self.slots, values)
         with filled(self.slots, values):
-            return self.net(*args, **kwargs)
+            outputs = self.net(*args, **kwargs)
+        again.after(outputs)
+        return outputs
 
     def kind(self, call: Call) -> Any:
         """What a trial's answer holds for: the modules' modes (``train``, ``eval``), and the shapes of one datum."""

@@ -14,6 +14,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from pyro_dropout._checks import check_counts, said
 from pyro_dropout._failures import said_of_arguments
+from pyro_dropout._modes import in_backward
 from pyro_dropout.nn._batching import run
 from pyro_dropout.nn._call import Call, Network
 from pyro_dropout.nn._full_prior import moved
@@ -32,6 +33,10 @@ class BayesianModule(PyroModule):
     (BatchApply in Haiku and Sonnet), so that convolution and pooling work. Dense weights that
     differ along these dimensions (``AutoNormal``) go through :func:`torch.vmap`, recurrent and attention layers
     one draw after the other.
+
+    Layers inside ``net`` may be checkpointed (:func:`torch.utils.checkpoint.checkpoint`, ``use_reentrant=False``):
+    what runs again in the backward pass sees the weights and masks of its own call. ``net`` returns tensors, or lists,
+    tuples and dictionaries of them; no function, which would run its layers later.
 
     :param net: any :class:`torch.nn.Module`; the first dimension of its inputs and outputs is the batch.
     :param prior: a distribution over one weight, expanded to each parameter's shape, or a function of name and
@@ -91,12 +96,19 @@ class BayesianModule(PyroModule):
         return self._pyro_get_fullname(name) if self._pyro_context.used else name
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        for slot in self._slots.values():
+            slot.empty()  # after a backward pass that failed
         super()._apply(fn, recurse)
         for slot in self._slots.values():
             slot.prior = moved(slot.prior, slot.value)
         return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if in_backward():
+            raise NotImplementedError(
+                f"{self._said} runs again in a backward pass, where no guide says which weights to take: checkpoint "
+                "layers inside of the network, not the BayesianModule"
+            )
         with said_of_arguments(self._said, args, kwargs):
             values = {name: self._sample(name, slot) for name, slot in self._slots.items()}
             # Reading self.net makes Pyro register its parameters: wanted where some are learnable, slow where none are.

@@ -25,6 +25,7 @@ class Slot:
     owners: list[tuple[nn.Module, str]]  # several where layers share a parameter
     prior: Any
     units: MaskedUnits | None
+    kept: Tensor | None = None  # the initial value, while a sampled one stands in its place
 
     @property
     def event_dim(self) -> int:
@@ -32,11 +33,22 @@ class Slot:
 
     @property
     def value(self) -> Tensor:
-        """What stands there: the initial value, or while the network runs a sampled one."""
+        """The initial value."""
         layer, attribute = self.owners[0]
-        return layer._buffers[attribute]  # type: ignore[return-value]
+        return layer._buffers[attribute] if self.kept is None else self.kept  # type: ignore[return-value]
 
-    def put(self, value: Tensor) -> None:
+    def fill(self, value: Tensor) -> None:
+        """A sampled value stands in the network, until it is emptied."""
+        self.kept = self.value
+        self._put(value)
+
+    def empty(self) -> None:
+        """The initial value stands there again."""
+        if self.kept is not None:
+            self._put(self.kept)
+            self.kept = None
+
+    def _put(self, value: Tensor) -> None:
         for layer, attribute in self.owners:
             layer._buffers[attribute] = value
             if isinstance(layer, nn.RNNBase):
@@ -45,15 +57,14 @@ class Slot:
 
 @contextmanager
 def filled(slots: dict[str, Slot], values: dict[str, Tensor]) -> Iterator[None]:
-    """Sampled values stand in the network, inside; afterwards what stood there before."""
-    before = {name: slot.value for name, slot in slots.items()}
+    """Sampled values stand in the network, inside."""
     try:
         for name, slot in slots.items():
-            slot.put(values[name])
+            slot.fill(values[name])
         yield
     finally:
-        for name, slot in slots.items():
-            slot.put(before[name])
+        for slot in slots.values():
+            slot.empty()
 
 
 def make_slots(net: nn.Module, prior: Any) -> dict[str, Slot]:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pyro_dropout._modes import in_backward
+
 aten = torch.ops.aten
 
 
@@ -78,6 +80,8 @@ class KeyedRandomness(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         draw = _DRAWS.get(func)
         if draw is not None:
+            if in_backward():
+                raise NotImplementedError(f"{func} draws again in a backward pass (checkpointing), other numbers here")
             return draw(self, *args, **(kwargs or {}))
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise NotImplementedError(f"{func} draws random numbers that are no function of a key here")
