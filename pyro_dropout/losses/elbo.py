@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_dropout._checks import check_choice, check_counts, check_flags, check_functions
 from pyro_dropout._failures import said_of_arguments
-from pyro_dropout._modes import forked_rng
+from pyro_dropout._modes import forked_rng, trial_run
 from pyro_dropout._sites import is_deterministic, sample_sites
 from pyro_dropout._values import is_traced
 from pyro_dropout.losses._broadcasting import check_broadcasting, check_depth, without_members
@@ -33,7 +33,7 @@ from pyro_dropout.losses.nonfinite import (
 from pyro_dropout.masks.distributions import Mask
 from pyro_dropout.masks.estimators import ESTIMATORS, DisARM, GradientEstimator
 from pyro_dropout.masks.messengers import DatumMasks, JointDraw, Members
-from pyro_dropout.weights.plates import check_data_plates
+from pyro_dropout.weights.plates import apart, beside_data, check_data_plates
 
 _SAID = "the loss"
 
@@ -112,6 +112,7 @@ class TraceDropout_ELBO(ELBO):
         self.masks = masks
         self.gradient = gradient
         self._rates = _Rates.UNKNOWN
+        self._apart: set[str] = set()  # observed sites in no plate of data, which depend on no mask
         self._independent = masks == "draw"  # whether rows have been seen not to know each other's masks
         super().__init__(
             num_particles=num_particles,
@@ -187,12 +188,12 @@ class TraceDropout_ELBO(ELBO):
         return ([run] for run in runs)
 
     def _get_traces(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> Iterator[GuidedRun]:
+        if self._rates is _Rates.UNKNOWN:
+            self.set_up(model, guide, *args, **kwargs)
         self._check_independence(model, guide, args, kwargs)  # of a single particle
         return super()._get_traces(model, guide, args, kwargs)
 
     def _get_trace(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> GuidedRun:
-        if self._rates is _Rates.UNKNOWN:
-            self.set_up(model, guide, *args, **kwargs)
         guide_trace, draws = self._trace_guide(guide, args, kwargs)
         if self._notice_rates(guide_trace, model, guide, args, kwargs):
             guide_trace, draws = self._trace_guide(guide, args, kwargs)
@@ -202,6 +203,7 @@ class TraceDropout_ELBO(ELBO):
                 "or learn rates with AutoBernoulliDropout(model, learnable=True)"
             )
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        self._notice_apart(model_trace, guide_trace, model, args, kwargs)
         if is_validation_enabled():
             if self._estimates_rates:
                 traces = (without_members(trace, int(self.max_plate_nesting)) for trace in (model_trace, guide_trace))
@@ -225,6 +227,29 @@ class TraceDropout_ELBO(ELBO):
         self._rates = _Rates.ESTIMATED if learned else _Rates.DIFFERENTIATED
         return changed
 
+    @property
+    def _needs_data(self) -> str:
+        """Why it must be known what one datum is, if it must."""
+        if self.masks == "draw":
+            return ""
+        return (
+            "masks, but masks per datum need to know what one datum is: put it into "
+            '`with pyro.plate("data", N)`, or use masks="draw"'
+        )
+
+    def _notice_apart(self, model_trace: Any, guide_trace: Any, model: Callable, args: Any, kwargs: Any) -> None:
+        """Looks at observed sites in no plate of data when they are met first: do they depend on masks?"""
+        if not self._needs_data or is_traced():
+            return
+        unknown = beside_data(_sample_sites(model_trace), guide_trace) - self._apart
+        if unknown:
+            self._apart |= self._of_no_mask(unknown, model, guide_trace, args, kwargs)
+            for name in unknown - self._apart:
+                raise ValueError(f"observed site {name!r} is in no data plate and depends on {self._needs_data}")
+
+    def _of_no_mask(self, names: set[str], model: Callable, guide_trace: Any, args: Any, kwargs: Any) -> set[str]:
+        return apart(names, model, guide_trace, args, kwargs)
+
     def _check_independence(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> None:
         """Once, with the first data of more than one row; what is traced has run before."""
         if not self._independent and not is_traced():
@@ -237,6 +262,10 @@ class TraceDropout_ELBO(ELBO):
             if is_validation_enabled():
                 nesting = int(self.max_plate_nesting) - (self.vectorize_particles and self.num_particles > 1)
                 try:
+                    with trial_run(), torch.no_grad(), poutine.block():
+                        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+                        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+                    self._notice_apart(model_trace, guide_trace, model, args, kwargs)
                     check_broadcasting(model, Members(DisARM(), nesting)(guide), nesting, args, kwargs)
                 except Exception:
                     self.max_plate_nesting = float("inf")  # or the next call would take it for checked
@@ -283,7 +312,7 @@ class TraceDropout_ELBO(ELBO):
         """Observed sites and their log-densities, scaled and masked."""
         model_sites = _sample_sites(run.model_trace)
         if self.masks == "datum":
-            check_data_plates(model_sites, run.guide_trace)
+            check_data_plates(model_sites, run.guide_trace, apart=self._apart)
         for name, site in model_sites.items():
             if site["is_observed"]:
                 run.model_trace.compute_log_prob(site_filter=lambda n, _, name=name: n == name)

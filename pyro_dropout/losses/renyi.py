@@ -15,7 +15,7 @@ from torch import Tensor
 import pyro_dropout._settings as settings
 from pyro_dropout.losses._runs import GuidedRun, Terms
 from pyro_dropout.losses.elbo import TraceDropout_ELBO
-from pyro_dropout.weights.plates import plates_of_weights
+from pyro_dropout.weights.plates import apart, plates_of_weights
 
 
 class RenyiDropout_ELBO(TraceDropout_ELBO):
@@ -31,6 +31,8 @@ class RenyiDropout_ELBO(TraceDropout_ELBO):
     A datum is one entry of an observed site's plates; sites in the same plates belong to one datum, and a
     vector-valued observation is one datum by ``.to_event(1)``. The plate's N/B stands outside of the logarithm, every
     other scale (``poutine.scale``) inside. All latents that are not in these plates are averaged with the weights.
+    An observed site in no plate of data that depends on no weight (a conditioned weight, ``pyro.factor`` of a noise's
+    scale) is no datum: its log-density is added as that of a prior.
 
     :param alpha: any finite number, or a function without arguments that returns one, called at every step. The
         attribute ``alpha`` may be set between steps, of a compiled loss too.
@@ -38,7 +40,7 @@ class RenyiDropout_ELBO(TraceDropout_ELBO):
     :param kwargs: as in :class:`~pyro_dropout.TraceDropout_ELBO`; learned rates of hard masks evaluate
         ``gradient``'s members of each of the K draws.
     :raises ValueError: at a step: what :class:`~pyro_dropout.TraceDropout_ELBO` raises; an α that is not a finite
-        number; an observed site in no data plate.
+        number; an observed site in no data plate that depends on weights.
 
     Example::
 
@@ -80,10 +82,17 @@ class RenyiDropout_ELBO(TraceDropout_ELBO):
     def _batches(self, runs: Iterator[GuidedRun]) -> Iterator[list[GuidedRun]]:
         yield list(runs)  # the logarithm is of all particles
 
+    @property
+    def _needs_data(self) -> str:
+        return 'weights, but the α energy needs to know what one datum is: put it into `with pyro.plate("data", N)`'
+
+    def _of_no_mask(self, names: set[str], model: Callable, guide_trace: Any, args: Any, kwargs: Any) -> set[str]:
+        return apart(names, model, guide_trace, args, kwargs, network=True)
+
     def _data_terms(self, runs: list[GuidedRun], traced: bool) -> Terms:
         vectorized = self.vectorize_particles and self.num_particles > 1
         terms = Terms([], [[] for _ in runs])
-        per_run = [self._per_datum(run) for run in runs]
+        per_run = [self._per_datum(run, terms) for run in runs]
         device = next((log_likelihood.device for _, log_likelihood in per_run[0].values()), None)
         alpha = self._alpha_tensor.to(device) if traced else self._alpha_now()
         for plates, (scale, first) in per_run[0].items():
@@ -101,17 +110,15 @@ class RenyiDropout_ELBO(TraceDropout_ELBO):
                     changed.append(signal if vectorized else signal[:, k])
         return terms
 
-    def _per_datum(self, run: GuidedRun) -> dict[Any, tuple[float, Tensor]]:
-        """By data plates their N/B, and the log-likelihood of each datum."""
+    def _per_datum(self, run: GuidedRun, terms: Terms) -> dict[Any, tuple[float, Tensor]]:
+        """By data plates their N/B, and the log-likelihood of each datum; what is no datum's goes to the terms."""
         around_weights = plates_of_weights(run.guide_trace)
         data: dict[Any, tuple[float, Tensor]] = {}
         for site, log_prob in self._log_likelihoods(run):
             frames = [f for f in site["cond_indep_stack"] if f.name not in around_weights]
             if not frames:
-                raise ValueError(
-                    f"observed site {site['name']!r} is in no data plate, but the α energy needs to know what one "
-                    'datum is: put it into `with pyro.plate("data", N)`'
-                )
+                terms.loss.append(-log_prob / self.num_particles)
+                continue
             plates = frozenset((f.name, None if f.vectorized else f.counter) for f in frames)
             scale = math.prod((f.full_size or f.size) / f.size for f in frames)
             log_prob = log_prob / scale if scale != 1 else log_prob

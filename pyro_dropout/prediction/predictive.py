@@ -34,7 +34,7 @@ from pyro_dropout.prediction._independence import check_masks, check_rows
 from pyro_dropout.prediction._parts import Inputs, Layout, Plan, Sizes, StalePlan, slices
 from pyro_dropout.prediction._reads import location, read_log_density, read_moments, read_value
 from pyro_dropout.prediction.draws import drawn, draws_plate, replayed
-from pyro_dropout.weights.plates import check_data_plates
+from pyro_dropout.weights.plates import apart, beside_data, check_data_plates
 from pyro_dropout.weights.weight import MaskedWeight
 
 
@@ -307,7 +307,10 @@ class DropoutPredictive(Predictive):
         guide_trace, trace = replayed(plate(self.model), guide, args, kwargs)
         data = {n: s for n, s in sample_sites(trace) if n not in guide_trace.nodes and not is_deterministic(s)}
         sites = {n: {**s, "is_observed": True} for n, s in data.items()}
-        check_data_plates(sites, guide_trace, rows=None if sites else rows.stop - rows.start)
+        beside = beside_data(sites, guide_trace)
+        free = apart(beside, plate(self.model), guide_trace, args, kwargs) if beside else ()
+        number = rows.stop - rows.start if sites.keys() <= set(free) else None
+        check_data_plates(sites, guide_trace, number, free)
         return trace
 
     def _plan(self, inputs: Inputs, read: Callable) -> Plan:

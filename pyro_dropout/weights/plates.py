@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from typing import Any
 
+import pyro
+import pyro.poutine as poutine
+import torch
+from torch import Tensor
+
+from pyro_dropout._modes import trial_run
+from pyro_dropout._sites import is_of_network
 from pyro_dropout.masks.datum import DatumMask
 from pyro_dropout.masks.messengers import MemberMask
 from pyro_dropout.weights.delta import MaskedDelta
+from pyro_dropout.weights.weight import MaskedWeight
 
 
 def plates_of_weights(guide_trace: Any) -> set[str]:
@@ -16,22 +25,72 @@ def plates_of_weights(guide_trace: Any) -> set[str]:
     }
 
 
-def check_data_plates(model_sites: dict[str, Any], guide_trace: Any, rows: int | None = None) -> None:
+def beside_data(model_sites: dict[str, Any], guide_trace: Any) -> set[str]:
+    """Names of the observed sites that are in no plate of data."""
+    names = plates_of_weights(guide_trace)
+    observed = {name: site for name, site in model_sites.items() if site["is_observed"]}
+    return {n for n, site in observed.items() if all(f.name in names for f in site["cond_indep_stack"])}
+
+
+def apart(
+    names: set[str], model: Callable, guide_trace: Any, args: Any, kwargs: Any, network: bool = False
+) -> set[str]:
+    """Those of a model's sites that depend on no mask: with other masks, and all else equal, they are the same bits.
+
+    :param network: on no weight of a network either.
+    """
+    with trial_run(), torch.no_grad(), poutine.block(), pyro.validation_enabled(False):
+        generator = torch.Generator().manual_seed(0)
+        traces = _with_other_masks(guide_trace, network, generator)
+        first, *others = [_values(names, model, trace, args, kwargs) for trace in traces]
+    return {name for name in names if all(all(map(torch.equal, first[name], other[name])) for other in others)}
+
+
+def _with_other_masks(guide_trace: Any, network: bool, generator: torch.Generator) -> list[Any]:
+    """What the guide drew, three times with other masks: some units, the other units, real numbers."""
+    traces = [guide_trace.copy() for _ in range(3)]
+    for name, site in guide_trace.nodes.items():
+        value, values = site.get("value"), []
+        if isinstance(value, MaskedWeight) and value.masked:
+            mask = value.mask
+            batch = mask.distribution.batch_shape if isinstance(mask, DatumMask) else mask.shape[:-1]
+            u = torch.rand((*batch, value.units.count(value.event_shape)), generator=generator).to(value.keep)
+            for z in ((u < 0.5).to(u), (u >= 0.5).to(u), u):
+                values.append(value.replace(mask=torch.where(value.keep == 1, 1.0, z)))
+        elif network and site["type"] == "sample" and is_of_network(site):
+            values = [value * 2 * torch.rand(value.shape, generator=generator).to(value) for _ in traces]
+        for trace, other in zip(traces, values, strict=False):
+            trace.nodes[name] = {**site, "value": other}
+    return traces
+
+
+def _values(names: set[str], model: Callable, guide_trace: Any, args: Any, kwargs: Any) -> dict[str, list[Tensor]]:
+    """Values and log-densities of sites, always with the same random numbers of the model's own."""
+    torch.manual_seed(0)
+    trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    trace.compute_log_prob(site_filter=lambda name, _: name in names)
+    return {n: [site["value"], site["log_prob"]] for n, site in trace.nodes.items() if n in names}
+
+
+def check_data_plates(
+    model_sites: dict[str, Any], guide_trace: Any, rows: int | None = None, apart: Collection[str] = ()
+) -> None:
     """One mask per datum needs a likelihood that factorises over data, and layers that see the data first.
 
     :param rows: number of data, where there is no plate to say so.
+    :param apart: observed sites that depend on no mask.
     """
     weights = masked_sites(guide_trace)
     names = plates_of_weights(guide_trace)
     around = {f for site in weights for f in site["cond_indep_stack"]}
     sizes = {} if rows is None else {"data": rows}
     for name, site in model_sites.items():
-        if weights and site["is_observed"]:
+        if weights and site["is_observed"] and name not in apart:
             data = {f.name: f.size for f in site["cond_indep_stack"] if f.name not in names}
             if not data:
                 raise ValueError(
-                    f"observed site {name!r} is in no data plate, but masks per datum need to know what one datum is: "
-                    f'put it into `with pyro.plate("data", N)`, or use masks="draw"'
+                    f"observed site {name!r} is in no data plate and depends on masks, but masks per datum need to "
+                    f'know what one datum is: put it into `with pyro.plate("data", N)`, or use masks="draw"'
                 )
             sizes.update(data)
     known = {1, *sizes.values(), *(f.size for f in around)}

@@ -115,9 +115,9 @@ def test_a_vector_likelihood_of_all_data_learns_with_masks_per_draw():
 
     model = case.model = Joint()
     model.scale = noise
-    with pytest.raises(ValueError, match="is in no data plate"):
+    with pytest.raises(ValueError, match="is in no data plate and depends on masks"):
         TraceDropout_ELBO().loss(model, case.guide, case.x, case.y)
-    with pytest.raises(ValueError, match="is in no data plate, but the α energy"):
+    with pytest.raises(ValueError, match="is in no data plate and depends on weights, but the α energy"):
         RenyiDropout_ELBO(masks="draw").loss(model, case.guide, case.x, case.y)
     case.check(TraceDropout_ELBO(20, masks="draw"), 0, 1, 200)
 
