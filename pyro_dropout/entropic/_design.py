@@ -193,7 +193,7 @@ def _sparse_outer(first: Any, second: Any) -> Tensor:
     left, right = (torch.from_numpy(m[:, frequent].toarray()) for m in (first, second))
     rest = first.multiply(rare[None, :]).tocsr()
     rest.eliminate_zeros()
-    return left @ right.T + torch.from_numpy((rest @ second.T).toarray())
+    return torch.from_numpy((rest @ second.T).toarray()).addmm_(left, right.T)  # in place: n × n is large
 
 
 class _SparseProduct(torch.autograd.Function):
