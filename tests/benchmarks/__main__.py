@@ -33,7 +33,8 @@ from pyro_dropout import (
 from tests.benchmarks import documents, numpyro_peer, peers
 from tests.benchmarks.measure import Row, in_own_process, interleaved
 from tests.benchmarks.networks import networks
-from tests.benchmarks.predictions import functions, predictions
+from tests.benchmarks.predictions import functions, parts, predictions
+from tests.benchmarks.set_up import independence
 
 
 def steps(repeats: int) -> list[Row]:
@@ -259,9 +260,11 @@ def entropic(repeats: int) -> list[Row]:
 
 PARTS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "steps": lambda options: steps(options.repeats),
+    "independence": lambda options: independence(options.repeats),
     "objectives": lambda options: objectives(options.repeats),
     "entropic": lambda options: entropic(options.repeats),
     "functions": lambda options: functions(options.repeats),
+    "parts": lambda options: parts(options.repeats),
     "networks": lambda options: networks(options.repeats),
     "compiled": lambda options: compiled(options.repeats),
     "replicates": lambda options: replicates(max(3, options.repeats // 5)),

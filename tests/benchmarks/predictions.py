@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pyro
 import torch
+from pyro.infer import Predictive
 
+from pyro_dropout import DropoutPredictive
 from tests.benchmarks import peers
-from tests.benchmarks.measure import Row, in_own_process, interleaved
+from tests.benchmarks.measure import Row, in_own_process, interleaved, slowest, unused
 
 
 def predictions(repeats: int, draws: int, width: int) -> list[Row]:
@@ -53,4 +58,33 @@ def functions(repeats: int) -> list[Row]:
         predict = peers.function_predictive(x, 1024, 100, rate=rate)
         ours, peer = (pyro.settings.context(dropout_take_out_above=share)(predict) for share in (0.0, 1.0))
         rows.append(interleaved(work, ours, peer, "", max(3, repeats // 5), 1))
+    return rows
+
+
+def parts(repeats: int) -> list[Row]:
+    """What it costs to find parts, which first calls do, and to take them: by rows of data, and against stock Pyro."""
+    rows = []
+    x = torch.randn(17, peers.FEATURES)
+    make = partial(peers.predictive, DropoutPredictive, x, 50, 2000, return_sites=["mean"])
+
+    def new(n: int) -> Callable[[], Any]:
+        return partial(make(), x[:n])
+
+    sizes = range(1, len(x) + 1)
+    work = "2,000 function draws at each of 1 to 17 rows, 13-50-50-1: slowest / fastest, {} calls"
+    for which, calls in (
+        ("later", {n: new(n) for n in sizes}),
+        ("first", {n: unused(partial(new, n), repeats + 1) for n in sizes}),
+    ):
+        rows.append(slowest(work.format(which), calls, "rows", "≤ 3", repeats))
+    repeats = max(3, repeats // 2)
+    x = torch.randn(200, peers.FEATURES)
+    ours, peer = (
+        lambda kind=kind, options=options: partial(peers.predictive(kind, x, 600, 400, **options), x)
+        for kind, options in ((DropoutPredictive, {}), (Predictive, {"parallel": True}))
+    )
+    work = "400 draws, 200 rows, 13-600-600-1: DropoutPredictive / Predictive(parallel=True), {} calls"
+    rows.append(interleaved(work.format("later"), ours(), peer(), "≤ 1.1", repeats, 1))
+    first = (unused(make, repeats + 1) for make in (ours, peer))
+    rows.append(interleaved(work.format("first"), *first, "≤ 1.1", repeats, 1))
     return rows
