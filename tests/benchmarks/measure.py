@@ -46,8 +46,8 @@ def interleaved(
     return Row(work, median[0], median[1], _spread([a / b for a, b in times]), target)
 
 
-def slowest(work: str, functions: Mapping[int, Callable], what: str, target: str, repeats: int) -> Row:
-    """Times all in turn, ``repeats`` times, in whichever order; the slowest by median against the fastest."""
+def slowest(work: str, functions: Mapping[int, Callable], target: str, repeats: int) -> Row:
+    """Times all in turn, ``repeats`` times, there and back; the slowest by median against the fastest."""
     times: dict[int, list[float]] = {size: [] for size in functions}
     for repeat in trange(repeats + 1, desc=work, disable=None, leave=False):
         for size, function in list(functions.items())[:: 1 if repeat % 2 else -1]:
@@ -57,7 +57,7 @@ def slowest(work: str, functions: Mapping[int, Callable], what: str, target: str
     medians = {size: statistics.median(found[1:]) for size, found in times.items()}
     most, least = max(medians, key=medians.__getitem__), min(medians, key=medians.__getitem__)
     ratios = [a / b for a, b in zip(times[most][1:], times[least][1:], strict=True)]
-    shown = (f"{medians[size]:.3g} ms, {size} {what}" for size in (most, least))
+    shown = (f"{medians[size]:.3g} ms at {size}" for size in (most, least))
     return Row(work, *shown, _spread(ratios), target)
 
 

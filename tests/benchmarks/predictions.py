@@ -76,7 +76,7 @@ def parts(repeats: int) -> list[Row]:
         ("later", {n: new(n) for n in sizes}),
         ("first", {n: unused(partial(new, n), repeats + 1) for n in sizes}),
     ):
-        rows.append(slowest(work.format(which), calls, "rows", "≤ 3", repeats))
+        rows.append(slowest(work.format(which), calls, "≤ 3", repeats))
     repeats = max(3, repeats // 2)
     x = torch.randn(200, peers.FEATURES)
     ours, peer = (
