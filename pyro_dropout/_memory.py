@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
+from contextlib import nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -14,7 +17,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 class PeakMemory(TorchDispatchMode):
     """Counts the bytes of all tensors that are made inside the context, and the most that were alive at once.
 
-    On any device. What kernels take and give back inside one operation is not seen.
+    On any device. What kernels take and give back inside one operation is not seen. What ``torch.compile`` has
+    compiled, or would, runs as it is written.
 
     Example::
 
@@ -29,6 +33,21 @@ class PeakMemory(TorchDispatchMode):
         super().__init__()
         self.alive = self.peak = 0
         self._known: Any = WeakIdKeyDictionary()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Whether PyTorch is to keep its compiler away, which would load it, in half a second, to be kept away."""
+        return False
+
+    def __enter__(self) -> PeakMemory:
+        loaded = "torch._dynamo" in sys.modules
+        self._uncompiled: Any = torch.compiler.set_stance("force_eager") if loaded else nullcontext()
+        self._uncompiled.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._uncompiled.__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import trange
@@ -42,12 +42,34 @@ def interleaved(
                 function()
             pair[name] = (time.perf_counter() - start) / (number * each) * 1e3
         times.append((pair["ours"], pair["peer"]))
-    ratios = [a / b for a, b in times]
-    spread = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
     median = [f"{statistics.median(column):.3g} ms" for column in zip(*times, strict=True)]
-    return Row(
-        work, median[0], median[1], f"{statistics.median(ratios):.3g} [{spread[0]:.3g}, {spread[2]:.3g}]", target
-    )
+    return Row(work, median[0], median[1], _spread([a / b for a, b in times]), target)
+
+
+def slowest(work: str, functions: Mapping[int, Callable], target: str, repeats: int) -> Row:
+    """Times all in turn, ``repeats`` times, there and back; the slowest by median against the fastest."""
+    times: dict[int, list[float]] = {size: [] for size in functions}
+    for repeat in trange(repeats + 1, desc=work, disable=None, leave=False):
+        for size, function in list(functions.items())[:: 1 if repeat % 2 else -1]:
+            start = time.perf_counter()
+            function()
+            times[size].append((time.perf_counter() - start) * 1e3)
+    medians = {size: statistics.median(found[1:]) for size, found in times.items()}
+    most, least = max(medians, key=medians.__getitem__), min(medians, key=medians.__getitem__)
+    ratios = [a / b for a, b in zip(times[most][1:], times[least][1:], strict=True)]
+    shown = (f"{medians[size]:.3g} ms at {size}" for size in (most, least))
+    return Row(work, *shown, _spread(ratios), target)
+
+
+def unused(make: Callable[[], Callable], calls: int) -> Callable[[], Any]:
+    """Calls what ``make`` returns, each only once: first calls, of what was made before time is taken."""
+    made = iter([make() for _ in range(calls)])
+    return lambda: next(made)()
+
+
+def _spread(ratios: Sequence[float]) -> str:
+    quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
+    return f"{statistics.median(ratios):.3g} [{quartiles[0]:.3g}, {quartiles[2]:.3g}]"
 
 
 def _run_once(name: str, arguments: dict, sender: object) -> None:

@@ -172,27 +172,30 @@ def raw_functions(x: Tensor, width: int, draws: int) -> Callable[[], Tensor]:
     return predict
 
 
+def predictive(
+    kind: Callable, x: Tensor, width: int, draws: int, rate: float = RATE, **options: Any
+) -> Callable[[Tensor], dict]:
+    """``DropoutPredictive`` or stock ``Predictive`` of a model and guide that have not predicted before."""
+    pyro.clear_param_store()
+    model = Regression(FEATURES, SIZE, (width, width))
+    guide = AutoBernoulliDropout(model, rate=rate)
+    guide(x, x[:, 0])
+    return kind(model, guide=guide, num_samples=draws, **options)
+
+
 def function_predictive(
     x: Tensor, width: int, draws: int, points: int | None = None, rate: float = RATE
 ) -> Callable[[], dict]:
     """``DropoutPredictive`` in parts of one gibibyte; ``points`` replaces the inputs by as many."""
-    pyro.clear_param_store()
     x = x if points is None else torch.randn(points, FEATURES)
-    model = Regression(FEATURES, SIZE, (width, width))
-    guide = AutoBernoulliDropout(model, rate=rate)
-    guide(x, x[:, 0])
-    predict = DropoutPredictive(model, guide=guide, num_samples=draws, return_sites=["mean"], max_memory=MEMORY)
+    predict = predictive(DropoutPredictive, x, width, draws, rate, return_sites=["mean"], max_memory=MEMORY)
     return lambda: predict(x)
 
 
 def dropout_predictive(x: Tensor, width: int, draws: int, parallel: bool) -> Callable[[], dict]:
     """Stock ``Predictive`` with our guide."""
-    pyro.clear_param_store()
-    model = Regression(FEATURES, SIZE, (width, width))
-    guide = AutoBernoulliDropout(model, rate=RATE)
-    guide(x, x[:, 0])
-    predictive = Predictive(model, guide=guide, num_samples=draws, parallel=parallel)
-    return lambda: predictive(x)
+    predict = predictive(Predictive, x, width, draws, parallel=parallel)
+    return lambda: predict(x)
 
 
 def normal_predictive(x: Tensor, width: int, draws: int) -> Callable[[], dict]:
