@@ -150,12 +150,14 @@ def _trial(network: Network, call: Call) -> Trunk:
         expected = [torch.stack(outs) for outs in zip(*alone, strict=True) if isinstance(outs[0], Tensor)]
     except Exception:
         return Trunk(merges=False)
+    if any(isinstance(t, Tensor) and t.dim() > 1 and t.shape[0] != _ROWS == t.shape[1] for t in alone[0]):
+        return Trunk(merges=False)  # times or layers stand before the rows, as in the states of recurrent layers
 
     def equal(shared: bool) -> bool:
         try:
             found = [t for t in tree_leaves(merge_batch(network, at_once, Trunk(shared))) if isinstance(t, Tensor)]
         except NotMerged:
-            return True
+            return not all(t.dim() and len(t) == _ROWS for t in alone[0] if isinstance(t, Tensor))
         except Exception:
             return False
         return all(a.shape == b.shape and same_values(a, b) for a, b in zip(found, expected, strict=True))
