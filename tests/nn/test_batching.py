@@ -168,6 +168,26 @@ def test_states_of_recurrent_layers_keep_their_place(layers, rows):
             torch.testing.assert_close(found[k], expected)
 
 
+def test_all_draws_of_recurrent_layers_run_at_once():
+    """With cells, and where states are returned, or the rows are in the second dimension."""
+    nets = [nn.GRU(4, 3, 2, batch_first=True), Recurrent(nn.RNN, time_first=True), Recurrent(bidirectional=True)]
+    for net, cells in (*((net, 1) for net in nets), (Stepwise(), 3)):
+        bayesian, x = BayesianModule(net, event_dim=2), torch.randn(5, 3, 4)
+        pyro.clear_param_store()
+        guide = AutoBernoulliDropout(bayesian, rate=0.4)
+        guide(x)
+        with pyro.plate("draws", 7, dim=-2):
+            trace = poutine.trace(guide).get_trace(x)
+            poutine.replay(bayesian, trace=trace)(x)
+            layers = [m for m in bayesian._modules["net"].modules() if isinstance(m, nn.RNNBase | nn.RNNCellBase)]
+            calls = []
+            hook = layers[0].register_forward_hook(lambda m, i, o, calls=calls: calls.append(o[0].numel()))
+            poutine.replay(bayesian, trace=trace)(x)
+            hook.remove()
+        assert len(calls) == cells
+        assert calls[0] % 35 == 0
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("draws", ["dense", "masked", "masked, random rest"])
 @pytest.mark.parametrize("gradients", [True, False])
