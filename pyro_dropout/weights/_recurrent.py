@@ -164,12 +164,8 @@ def _gru(x: Tensor, hidden: _Product, state: _State) -> _State:
     return (n + (x_z + h_z).sigmoid() * (h - n),)
 
 
-def _rnn_tanh(x: Tensor, hidden: _Product, state: _State) -> _State:
-    return ((x + hidden(state[0])).tanh(),)
-
-
-def _rnn_relu(x: Tensor, hidden: _Product, state: _State) -> _State:
-    return ((x + hidden(state[0])).relu(),)
+def _rnn(activation: Callable) -> Callable:
+    return lambda x, hidden, state: (activation(x + hidden(state[0])),)
 
 
 # Weights, and the batch of all draws
@@ -213,7 +209,7 @@ def _alike(dims: BatchDims, *tensors: Tensor) -> list[Tensor]:
     return list(tensors) if one_size else [_whole(dims, t) for t in tensors]
 
 
-for _name, _step in {"lstm": _lstm, "gru": _gru, "rnn_tanh": _rnn_tanh, "rnn_relu": _rnn_relu}.items():
+for _name, _step in {"lstm": _lstm, "gru": _gru, "rnn_tanh": _rnn(torch.tanh), "rnn_relu": _rnn(torch.relu)}.items():
     _kernel = getattr(torch, _name)
     implements(_kernel)(_layers(_kernel, _step))
     implements(getattr(torch, f"{_name}_cell"))(_cell(getattr(torch, f"{_name}_cell"), _kernel, _step))

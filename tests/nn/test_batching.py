@@ -168,6 +168,28 @@ def test_states_of_recurrent_layers_keep_their_place(layers, rows):
             torch.testing.assert_close(found[k], expected)
 
 
+@pytest.mark.parametrize("draws", [1, 2, 3, 17])
+@pytest.mark.parametrize("name", ["recurrent", "recurrent, both ways", "recurrent, time first", "recurrent cells"])
+@pytest.mark.parametrize("rates", ["all", "inputs", "states"])
+def test_recurrent_networks_with_any_numbers_of_draws_and_rows(name, draws, rates):
+    """As many rows as draws, times, layers, or one."""
+    net, datum, event_dim = build(name)
+    bayesian = BayesianModule(net, event_dim=event_dim)
+    guide = AutoBernoulliDropout(
+        bayesian, rate=lambda site: 0.4 if {"inputs": "_ih", "states": "_hh"}.get(rates, "") in site else 0.0
+    )
+    for rows in (1, 2, 3, 17):
+        x = torch.randn(rows, *datum, dtype=torch.float64)
+        guide(x)
+        with torch.no_grad(), pyro.plate("draws", draws, dim=-2):
+            trace = poutine.trace(guide).get_trace(x)
+            out = poutine.replay(bayesian, trace=trace)(x)
+        assert out.shape[:2] == (draws, rows)
+        for k in range(draws):
+            values = {n: trace.nodes[n]["value"].expand(draws, 1, *p.shape)[k, 0] for n, p in net.named_parameters()}
+            torch.testing.assert_close(out[k], run_with(net, values, x), rtol=1e-9, atol=1e-9)
+
+
 def test_all_draws_of_recurrent_layers_run_at_once():
     """With cells, and where states are returned, or the rows are in the second dimension."""
     nets = [nn.GRU(4, 3, 2, batch_first=True), Recurrent(nn.RNN, time_first=True), Recurrent(bidirectional=True)]

@@ -322,6 +322,19 @@ def test_one_draw_is_the_kernels(kind, batch):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("batch", [(3,), (3, 1)])
+def test_several_draws_that_are_not_merged_are_refused(batch):
+    """The kernels' outputs have no place for them: BayesianModule merges."""
+    layer, kernel = build("gru", batch_first=True)
+    z, keep = masked(layer, WHICH["all"], batch)
+    x, hx = randn(3, TIMES, INPUTS), states(layer, 3)
+    with pytest.raises(RuntimeError):
+        structured(layer, kernel, {n: MaskedWeight(layer.get_parameter(n), z[n], keep[n]) for n in z}, x, hx)
+    masks = undrawn(layer, WHICH["all"], plates=batch)
+    with pytest.raises(NotImplementedError, match="has one mask per datum"):
+        structured(layer, kernel, {n: MaskedWeight(layer.get_parameter(n), masks[n], keep[n]) for n in masks}, x, hx)
+
+
 def test_an_input_of_the_wrong_size_names_the_site():
     layer, kernel = build("gru", batch_first=True)
     weights = {
