@@ -123,9 +123,10 @@ class MaskedWeight(torch.Tensor):
         if isinstance(self.mask, DatumMask):
             raise NotImplementedError(
                 f"weight {self.site!r} has one mask per datum, but this operation needs the dense weight: only linear "
-                "and recurrent layers (not of packed sequences), and convolutions whose input channels are masked, take "
-                'a mask per datum; use masks="draw" in the loss, or (transposed or grouped convolutions that '
-                'BayesianModule does not make) say which units to mask with pyro.sample(..., infer={"masked_units": MaskedUnits(...)})'
+                "and recurrent layers (not of packed sequences), and convolutions whose input channels are masked, "
+                'take a mask per datum; use masks="draw" in the loss, or (transposed or grouped convolutions that '
+                "BayesianModule does not make) say which units to mask with "
+                'pyro.sample(..., infer={"masked_units": MaskedUnits(...)})'
             )
         if not self.masked:
             return self.loc.expand(self.shape)
