@@ -2,26 +2,28 @@
 
 This is the variational RNN of Gal & Ghahramani (2016): the mask of ``weight_ih`` is on a layer's input, that of
 ``weight_hh`` on its state, that of ``weight_hr`` on what an LSTM projects. Inputs are multiplied for all times at once,
-then the state goes from time to time; where it has no mask, PyTorch's own kernel takes the masked input. Of one draw
-alone the kernel takes the dense weights.
+then the state goes from time to time; where it has no mask, PyTorch's own kernel takes the masked input. Of few draws,
+or of much data, the kernel takes each draw's dense weights in turn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+import itertools
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_dropout._values import drop_equal
+from pyro_dropout._values import drop_equal, is_traced
 from pyro_dropout.weights.shapes import BatchDims
 from pyro_dropout.weights.units import MaskedUnits
 from pyro_dropout.weights.weight import MaskedWeight, implements
 
 _INPUTS = MaskedUnits()
+_LARGE = 2**13  # entries of one draw's states at all times from which on it is worth a call of the kernel
 _State = tuple[Tensor, ...]  # (h,), or (h, c) of an LSTM
 _Product = Callable[[Tensor], Tensor]
 
@@ -50,10 +52,6 @@ class _Weights(NamedTuple):
         return all(b is None or b.dim() == 1 for b in (self.b_ih, self.b_hh))
 
     @property
-    def of_one_draw(self) -> bool:
-        return self.one_bias and all(isinstance(w.mask, Tensor) and w.batch_shape.numel() == 1 for w in self.masked)
-
-    @property
     def masks_input_alone(self) -> bool:
         """Whether the kernel can take the masked input, ``loc`` and all else as they are."""
         masks_state = isinstance(self.hh, MaskedWeight) or isinstance(self.hr, MaskedWeight)
@@ -72,14 +70,15 @@ def _layers(kernel: Callable, step: Callable) -> Callable:
         parts = [params[k : k + size] for k in range(0, len(params), size)]
         parts = parts if biases else [[*part[:2], None, None, *part[2:]] for part in parts]
         weights = [_Weights(*part).map(_plain, _same) for part in parts]
-        if all(w.of_one_draw for w in weights):
-            dense = [t for w in weights for t in w.map(_dense, _same) if t is not None]
-            return kernel(x, hx, dense, *args[3:])
-        dims = _dims(weights)
+        dims = _dims(weights, x.shape[0 if batch_first else 1])
         if dims is None:
             return NotImplemented
+        hx = tuple(hx) if step is _lstm else (hx,)
         x = x if batch_first else x.transpose(0, 1)
-        states: list[_State] = list(zip(*(hx if step is _lstm else (hx,)), strict=True))
+        if _pays_by_draw(weights, dims, x):
+            out, *after = _by_draw(kernel, weights, dims, x, hx, args[3:8])
+            return (out if batch_first else out.transpose(0, 1), *after)
+        states: list[_State] = list(zip(*hx, strict=True))
         for first in range(0, len(weights), directions):
             outs = []
             for k in range(first, first + directions):
@@ -94,16 +93,14 @@ def _layers(kernel: Callable, step: Callable) -> Callable:
     return layers
 
 
-def _cell(cell: Callable, kernel: Callable, step: Callable) -> Callable:
+def _cell(kernel: Callable, step: Callable) -> Callable:
     """``torch.lstm_cell`` and its like: a layer at one time."""
 
     def at_one_time(x: Tensor, hx: Any, *params: Any, **kwargs: Any) -> Any:
         if kwargs:
             return NotImplemented
         weights = _Weights(*params).map(_plain, _same)
-        if weights.of_one_draw:
-            return cell(x, hx, *weights.map(_dense, _same)[: len(params)])
-        dims = _dims([weights])
+        dims = _dims([weights], len(x))
         if dims is None:
             return NotImplemented
         state = tuple(hx) if step is _lstm else (hx,)
@@ -147,6 +144,46 @@ def _product(weight: Any, bias: Tensor | None, like: Tensor) -> _Product:
     return lambda h: F.linear(h * scale, loc, bias)
 
 
+# Draw by draw
+
+
+def _pays_by_draw(weights: list[_Weights], dims: BatchDims, x: Tensor) -> bool:
+    """Whether the kernel is faster, though called for each draw, than a step of all draws at each time."""
+    if not dims.merged or not _of_draws(weights) or all(w.masks_input_alone for w in weights):
+        return False
+    draws, rows, times = torch.Size(dims.merged[:-1]).numel(), dims.merged[-1], x.shape[1]
+    if draws > 1 and is_traced():
+        return False  # would write down each draw
+    return times >= draws or rows * times * weights[0].hh.shape[-1] >= _LARGE
+
+
+def _by_draw(
+    kernel: Callable, weights: list[_Weights], dims: BatchDims, x: Tensor, hx: _State, options: Sequence[Any]
+) -> tuple[Tensor, ...]:
+    plates = dims.merged[:-1]
+    if isinstance(weights[0].ih, MaskedWeight):
+        weights[0].ih.check_input(x)
+
+    def laid_out(t: Tensor, event_dim: int) -> Tensor:
+        return t.expand(*plates, 1, *t.shape[t.dim() - event_dim :]).squeeze(len(plates))
+
+    def factors(w: Any) -> list[Tensor]:
+        if not isinstance(w, MaskedWeight):
+            return [laid_out(w, 2)]
+        mask: Any = w.mask
+        return [laid_out(w.loc, 2), laid_out((mask / w.keep).unsqueeze(-2), 2)]
+
+    products = [t for w in weights for t in w.map(factors, lambda b: [laid_out(b, 1)]) if t is not None]
+    x, *states = (dims.whole(dims.split(t)) for t in (x, *(h.transpose(0, 1) for h in hx)))
+    outs = []
+    for draw in itertools.product(*map(range, plates)):
+        dense = [reduce(torch.mul, (t[draw] for t in factors)) for factors in products]
+        state = [h[draw].transpose(0, 1).contiguous() for h in states]
+        outs.append(kernel(x[draw], state if len(state) == 2 else state[0], dense, *options, True))
+    out, *last = zip(*outs, strict=True)
+    return torch.cat(out), *(torch.cat(each, 1) for each in last)
+
+
 # One step: what comes from the input, the product with the state, the state
 
 
@@ -185,17 +222,27 @@ def _same(bias: Tensor) -> Tensor:
     return drop_equal(bias, 1)
 
 
-def _dense(weight: Any) -> Tensor:
-    return weight.dense().reshape(weight.event_shape) if isinstance(weight, MaskedWeight) else weight
+def _dims(weights: list[_Weights], rows: int) -> BatchDims | None:
+    """What is merged in the inputs' batch; None where dense weights are wanted: of one draw, or with no place for more.
 
-
-def _dims(weights: list[_Weights]) -> BatchDims | None:
-    """What is merged in the inputs' batch; None where nothing is, though there are several draws."""
+    Of one draw with dimensions of size 1 the rows are merged with these.
+    """
     masked = [w for each in weights for w in each.masked]
-    first = masked[0].dims if masked else BatchDims(torch.Size())
-    alike = all(w.units == _INPUTS and (w.merged, w.trunk) == (first.merged, first.trunk) for w in masked)
+    dims = masked[0].dims if masked else BatchDims(torch.Size())
+    if any(w.units != _INPUTS or (w.merged, w.trunk) != (dims.merged, dims.trunk) for w in masked):
+        return None
+    if dims.merged:
+        return dims
     several = any(w.batch_shape for w in masked) or not all(w.one_bias for w in weights)
-    return first if alike and (first.merged or not several) else None
+    if not _of_draws(weights):
+        return None if several else dims
+    one = torch.Size((1,) * max((len(w.batch_shape) for w in masked), default=0))
+    return dims._replace(merged=(*one, rows)) if one and all(w.batch_shape.numel() == 1 for w in masked) else None
+
+
+def _of_draws(weights: list[_Weights]) -> bool:
+    """Whether all masks are those of draws, and none of data."""
+    return all(isinstance(w.mask, Tensor) for each in weights for w in each.masked)
 
 
 def _whole(dims: BatchDims, t: Tensor) -> Tensor:
@@ -212,4 +259,4 @@ def _alike(dims: BatchDims, *tensors: Tensor) -> list[Tensor]:
 for _name, _step in {"lstm": _lstm, "gru": _gru, "rnn_tanh": _rnn(torch.tanh), "rnn_relu": _rnn(torch.relu)}.items():
     _kernel = getattr(torch, _name)
     implements(_kernel)(_layers(_kernel, _step))
-    implements(getattr(torch, f"{_name}_cell"))(_cell(getattr(torch, f"{_name}_cell"), _kernel, _step))
+    implements(getattr(torch, f"{_name}_cell"))(_cell(_kernel, _step))

@@ -120,15 +120,15 @@ NETWORKS = {
     "layer norm": (lambda: nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, 2)), (4,), None),
     "residual": (Residual, (4,), 1),
     "transformer": (TransformerBlock, (3, 4), 2),
-    "recurrent": (Recurrent, (3, 4), 2),
-    "recurrent, both ways": (lambda: Recurrent(nn.GRU, bidirectional=True, num_layers=2), (3, 4), 2),
-    "recurrent, time first": (lambda: Recurrent(nn.RNN, time_first=True, bias=False), (3, 4), 2),
-    "recurrent, projected": (lambda: Recurrent(proj_size=2, num_layers=2), (3, 4), 2),
-    "recurrent cells": (Stepwise, (3, 4), 2),
-    "recurrent, encoded": (Encoded, (3, 4), 2),
-    "recurrent, packed": (Packed, (3, 4), 2),
-    "recurrent, its own class": (lambda: Centred(4, 3, batch_first=True), (3, 4), 2),
-    "recurrent, times for rows": (lambda: First(nn.GRU(4, 3)), (3, 4), 2),
+    "recurrent": (Recurrent, (2, 4), 2),
+    "recurrent, both ways": (lambda: Recurrent(nn.GRU, bidirectional=True, num_layers=2), (2, 4), 2),
+    "recurrent, time first": (lambda: Recurrent(nn.RNN, time_first=True, bias=False), (2, 4), 2),
+    "recurrent, projected": (lambda: Recurrent(proj_size=2, num_layers=2), (2, 4), 2),
+    "recurrent cells": (Stepwise, (2, 4), 2),
+    "recurrent, encoded": (Encoded, (2, 4), 2),
+    "recurrent, packed": (Packed, (2, 4), 2),
+    "recurrent, its own class": (lambda: Centred(4, 3, batch_first=True), (2, 4), 2),
+    "recurrent, times for rows": (lambda: First(nn.GRU(4, 3)), (2, 4), 2),
     "sequence": (lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)), (3, 4), 2),
 }
 
@@ -154,7 +154,7 @@ def run_with(net, values, x):
 def test_states_of_recurrent_layers_keep_their_place(layers, rows):
     """``[layers, rows, units]`` of each draw."""
     net = nn.LSTM(4, 3, layers, batch_first=True).double()
-    bayesian, x = BayesianModule(net, event_dim=2), torch.randn(rows, 5, 4, dtype=torch.float64)
+    bayesian, x = BayesianModule(net, event_dim=2), torch.randn(rows, 2, 4, dtype=torch.float64)
     guide = AutoBernoulliDropout(bayesian, rate=0.4)
     guide(x)
     with torch.no_grad(), pyro.plate("draws", 3, dim=-2):
@@ -170,14 +170,13 @@ def test_states_of_recurrent_layers_keep_their_place(layers, rows):
 
 @pytest.mark.parametrize("draws", [1, 2, 3, 17])
 @pytest.mark.parametrize("name", ["recurrent", "recurrent, both ways", "recurrent, time first", "recurrent cells"])
-@pytest.mark.parametrize("rates", ["all", "inputs", "states"])
-def test_recurrent_networks_with_any_numbers_of_draws_and_rows(name, draws, rates):
+@pytest.mark.parametrize("masked", ["weight", "_ih", "_hh"])
+@pytest.mark.parametrize("rest", [AutoDelta, AutoNormal])
+def test_recurrent_networks_with_any_numbers_of_draws_and_rows(name, draws, masked, rest):
     """As many rows as draws, times, layers, or one."""
     net, datum, event_dim = build(name)
     bayesian = BayesianModule(net, event_dim=event_dim)
-    guide = AutoBernoulliDropout(
-        bayesian, rate=lambda site: 0.4 if {"inputs": "_ih", "states": "_hh"}.get(rates, "") in site else 0.0
-    )
+    guide = AutoBernoulliDropout(bayesian, rate=lambda site: 0.4 if masked in site else 0.0, rest=rest)
     for rows in (1, 2, 3, 17):
         x = torch.randn(rows, *datum, dtype=torch.float64)
         guide(x)

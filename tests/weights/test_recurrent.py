@@ -10,7 +10,8 @@ from pyro_dropout.masks import BernoulliMask, ConcreteMask, DatumMask
 from pyro_dropout.weights import MaskedWeight
 from tests.support.tensors import bits, randn
 
-INPUTS, UNITS, TIMES = 3, 4, 5
+INPUTS, UNITS, TIMES = 3, 4, 3
+WAYS = pytest.mark.parametrize("draws", [2, 4], ids=["draw by draw", "time by time"])  # as few draws as times, or more
 KINDS = {
     "lstm": (nn.LSTM, {}, torch.lstm),
     "lstm projected": (nn.LSTM, {"proj_size": 2}, torch.lstm),
@@ -86,11 +87,14 @@ def reference(layer, dense, x, hx):
 OPTIONS = list(itertools.product([False, True], [1, 2], [False, True], [False, True]))
 
 
+@WAYS
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("bidirectional", "num_layers", "batch_first", "bias"), OPTIONS)
-def test_draws_in_one_batch_are_each_draw_with_its_dense_weights(kind, bidirectional, num_layers, batch_first, bias):
+def test_draws_in_one_batch_are_each_draw_with_its_dense_weights(
+    kind, bidirectional, num_layers, batch_first, bias, draws
+):
     layer, kernel = build(kind, bidirectional=bidirectional, num_layers=num_layers, batch_first=batch_first, bias=bias)
-    draws, rows, at = 3, 2, 0 if batch_first else 1
+    rows, at = 5, 0 if batch_first else 1
     for which in WHICH.values():
         z, keep = masked(layer, which, (draws, 1))
         x, hx = randn(rows, TIMES, INPUTS), states(layer, rows)
@@ -110,11 +114,12 @@ def test_draws_in_one_batch_are_each_draw_with_its_dense_weights(kind, bidirecti
                 torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
 
+@WAYS
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("which", WHICH)
-def test_gradients_reach_means_masks_keeps_inputs_and_states(kind, which):
+def test_gradients_reach_means_masks_keeps_inputs_and_states(kind, which, draws):
     layer, kernel = build(kind, num_layers=2, bidirectional=True, batch_first=True)
-    draws, rows = 2, 3
+    rows = 3
     z, keep = masked(layer, WHICH[which], (draws, 1))
     z = {n: t + 0.3 for n, t in z.items()}  # no unit without a gradient
     x, hx = randn(rows, TIMES, INPUTS).requires_grad_(), tuple(h.requires_grad_() for h in states(layer, rows))
@@ -226,11 +231,12 @@ def test_cells_with_masks_per_datum_have_one_mask_at_all_times(kind):
             torch.testing.assert_close(a[n : n + 1], b)
 
 
+@pytest.mark.parametrize("draws", [1, 3], ids=["draw by draw", "time by time"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_plates_of_networks_with_draws_of_each(kind):
-    """Means and biases of two networks, three draws of each."""
+def test_plates_of_networks_with_draws_of_each(kind, draws):
+    """Means and biases of two networks."""
     layer, kernel = build(kind, num_layers=2, bidirectional=True, batch_first=True)
-    draws, nets, rows = 3, 2, 2
+    nets, rows = 2, 2
     z, keep = masked(layer, WHICH["all"], (draws, nets, 1))
     x, hx = randn(rows, TIMES, INPUTS), states(layer, rows)
     locs = {n: randn(nets, 1, *p.shape) for n, p in layer.named_parameters()}
@@ -247,11 +253,12 @@ def test_plates_of_networks_with_draws_of_each(kind):
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")  # PyTorch's, of any bfloat16
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@WAYS
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("which", ["all", "inputs", "states"])
-def test_half_precision(kind, which, dtype):
+def test_half_precision(kind, which, dtype, draws):
     layer, kernel = build(kind, batch_first=True)
-    draws, rows = 2, 3
+    rows = 3
     z, keep = masked(layer, WHICH[which], (draws, 1))
     z, keep = ({n: t.to(dtype) for n, t in each.items()} for each in (z, keep))
     layer, x, hx = layer.to(dtype), randn(rows, TIMES, INPUTS).to(dtype), states(layer, rows)
@@ -288,7 +295,7 @@ def test_dropout_between_layers_is_pytorchs():
 
 
 def packed(layer, weights):
-    sequence = nn.utils.rnn.pack_padded_sequence(randn(2, TIMES, INPUTS), torch.tensor([5, 3]), batch_first=True)
+    sequence = nn.utils.rnn.pack_padded_sequence(randn(2, TIMES, INPUTS), torch.tensor([3, 2]), batch_first=True)
     params = [weights.get(n, p) for n, p in layer.named_parameters()]
     return torch.gru(
         sequence.data, sequence.batch_sizes, torch.zeros(1, 2, UNITS).double(), params, True, 1, 0.0, *(False, False)
@@ -309,12 +316,14 @@ def test_packed_sequences_take_one_draw_and_no_masks_per_datum():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("batch", [(), (1,), (1, 1)])
-def test_one_draw_is_the_kernels(kind, batch):
-    """Also with the place of the data, and with biases that have it."""
+@pytest.mark.parametrize("is_merged", [False, True])
+@pytest.mark.parametrize("batch", [(), (1,), (1, 1), (1, 1, 1)])
+def test_one_draw_is_the_kernels(kind, batch, is_merged):
+    """Also in plates of size 1, with biases that have them."""
     layer, kernel = build(kind, batch_first=True)
     z, keep = masked(layer, WHICH["all"], batch)
-    values = {n: MaskedWeight(layer.get_parameter(n), z[n], keep[n]) for n in z}
+    merged = (*batch[:-1], 2) if is_merged else ()
+    values = {n: MaskedWeight(layer.get_parameter(n), z[n], keep[n], merged=merged) for n in z}
     values |= {n: p.reshape(*batch, -1) for n, p in layer.named_parameters() if n not in z}
     x, hx = randn(2, TIMES, INPUTS), states(layer, 2)
     found = structured(layer, kernel, values, x, hx)
@@ -341,5 +350,8 @@ def test_an_input_of_the_wrong_size_names_the_site():
         n: MaskedWeight(layer.get_parameter(n), m, torch.ones(1), site=n)
         for n, m in undrawn(layer, WHICH["all"]).items()
     }
-    with pytest.raises(ValueError, match=r"'weight_ih_l0' masks 3 input units.*shape \(2, 5, 2\)"):
-        structured(layer, kernel, weights, randn(2, TIMES, 2), states(layer, 2))
+    z, keep = masked(layer, WHICH["all"], (1, 1))
+    in_turn = {n: MaskedWeight(layer.get_parameter(n), z[n], keep[n], site=n, merged=(1, 2)) for n in z}
+    for given in (weights, in_turn):
+        with pytest.raises(ValueError, match=r"'weight_ih_l0' masks 3 input units.*shape \(2, 3, 2\)"):
+            structured(layer, kernel, given, randn(2, TIMES, 2), states(layer, 2))
