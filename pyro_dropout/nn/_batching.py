@@ -32,7 +32,8 @@ _NO_HOOKS = (
     "dense weights of several networks run by vmap, in which activations cannot be checkpointed nor moved: run one "
     "network at a time (vectorize_particles=False, parallel=False)"
 )
-_WITHOUT_VMAP = (nn.RNNBase, nn.MultiheadAttention)  # fused kernels without batching rules
+_RECURRENT = (nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell)
+_WITHOUT_VMAP = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)  # fused kernels without batching rules
 
 
 def run(network: Network, call: Call) -> Any:
@@ -44,7 +45,8 @@ def run(network: Network, call: Call) -> Any:
     values = {name: _placed(value, network.slots[name], plates) for name, value in call.values.items()}
     plates = with_place_of_data(plates) if plates else plates
     call = call._replace(values=values, plates=plates, event_dims=_event_dims(network, call.args, plates))
-    mapped = plates and any(_must_map(slot, name, values) for name, slot in network.slots.items())
+    places = {owner: name for name, slot in network.slots.items() for owner in slot.owners}
+    mapped = plates and any(_must_map(slot, name, values, places) for name, slot in network.slots.items())
     mapped = mapped or (bool(call.event_dims) and _many(call) and mixes_rows(network, call))
     mapped = mapped or (bool(plates) and not trunk_of(network, call).merges)
     way = _map_over_weights if mapped else merge_batch
@@ -69,18 +71,19 @@ def _placed(value: Tensor, slot: Slot, plates: torch.Size) -> Tensor:
     return drop_equal(value, slot.event_dim)
 
 
-def _must_map(slot: Slot, name: str, values: dict[str, Tensor]) -> bool:
+def _must_map(slot: Slot, name: str, values: dict[str, Tensor], places: dict[tuple[nn.Module, str], str]) -> bool:
     """Whether a value has batch dimensions that its layer cannot take with the batch of the data.
 
-    Linear layers and convolutions with a masked weight can, with their bias; nothing else can.
+    Linear, convolutional and recurrent layers with a masked weight can, with the bias of this weight; nothing else can.
+
+    :param places: names of values by layer and attribute.
     """
-    value = values[name]
-    if len(value.shape) == slot.event_dim:
+    if len(values[name].shape) == slot.event_dim:
         return False
     for layer, attribute in slot.owners:
-        weight = value if attribute == "weight" else values.get(name.removesuffix("bias") + "weight")
-        masks_input = isinstance(layer, (nn.Linear, *CONVOLUTIONS)) and attribute in ("weight", "bias")
-        if not (masks_input and isinstance(weight, MaskedWeight)):
+        takes_draws = isinstance(layer, (nn.Linear, *CONVOLUTIONS)) or type(layer) in _RECURRENT  # not what is like one
+        weight = places.get((layer, attribute.replace("bias", "weight")), "")
+        if not (takes_draws and isinstance(values.get(weight), MaskedWeight)):
             return True
     return False
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from pyro_dropout._modes import trial_run
 from pyro_dropout._values import is_traced, same_values
@@ -37,12 +37,14 @@ class Trunk(NamedTuple):
     :param merges: whether draws may be one batch; not where places or times stand in the batch's dimension.
     :param cost: of the trunk, in draws of what stands behind it.
     :param widest: entries of the largest activation of one draw of one datum; 0 if it is not known.
+    :param rows_at: the dimension of the rows in each tensor of the output: 1 in the states of recurrent layers.
     """
 
     shared: bool = False
     merges: bool = True
     cost: float = 0.0
     widest: int = 0
+    rows_at: tuple[int, ...] = ()
 
 
 def merge_batch(network: Network, call: Call, trunk: Trunk | None = None) -> Any:
@@ -55,8 +57,8 @@ def merge_batch(network: Network, call: Call, trunk: Trunk | None = None) -> Any
         return network.run(values, args, kwargs)
     _check_keywords(call)
     lacking = _lacking(call, sizes)
-    shared = lacking > 0 and (trunk_of(network, call) if trunk is None else trunk).shared
-    dims = BatchDims(call.plates, tuple(sizes), lacking if shared else 0)
+    trunk = trunk or (trunk_of(network, call) if call.plates else Trunk())
+    dims = BatchDims(call.plates, tuple(sizes), lacking if trunk.shared else 0)
     of_data = BatchDims(torch.Size(), tuple(sizes[dims.trunk :]))
     values = {
         name: value.replace(merged=dims.merged, trunk=dims.trunk) if isinstance(value, MaskedWeight) else value
@@ -68,9 +70,9 @@ def merge_batch(network: Network, call: Call, trunk: Trunk | None = None) -> Any
         for a, event_dim in pairs
     ]
 
-    def split(out: Any) -> Any:
-        if not isinstance(out, Tensor):
-            return out
+    def split(out: Tensor, at: int) -> Tensor:
+        if at:
+            return split(out.movedim(at, 0), 0).movedim(len(sizes), len(sizes) - 1)
         if out.dim() == 0 or out.shape[0] not in (sizes.numel(), math.prod(of_data.merged)):
             raise NotMerged(
                 f"{type(network.net).__name__} returned shape {tuple(out.shape)} for a batch of {sizes.numel()}: "
@@ -78,7 +80,9 @@ def merge_batch(network: Network, call: Call, trunk: Trunk | None = None) -> Any
             )
         return dims.whole(dims.split(out))
 
-    return tree_map(split, network.run(values, merged, kwargs))
+    leaves, spec = tree_flatten(network.run(values, merged, kwargs))
+    at = iter(trunk.rows_at)
+    return tree_unflatten([split(t, next(at, 0)) if isinstance(t, Tensor) else t for t in leaves], spec)
 
 
 def _check_keywords(call: Call) -> None:
@@ -150,19 +154,22 @@ def _trial(network: Network, call: Call) -> Trunk:
         expected = [torch.stack(outs) for outs in zip(*alone, strict=True) if isinstance(outs[0], Tensor)]
     except Exception:
         return Trunk(merges=False)
+    outs = [t for t in alone[0] if isinstance(t, Tensor)]
+    rows_at = tuple(int(t.dim() > 1 and t.shape[0] != _ROWS == t.shape[1]) for t in outs)
 
     def equal(shared: bool) -> bool:
         try:
-            found = [t for t in tree_leaves(merge_batch(network, at_once, Trunk(shared))) if isinstance(t, Tensor)]
+            leaves = tree_leaves(merge_batch(network, at_once, Trunk(shared, rows_at=rows_at)))
         except NotMerged:
-            return True
+            return any(t.shape[at : at + 1] != (_ROWS,) for t, at in zip(outs, rows_at, strict=True))
         except Exception:
             return False
+        found = [t for t in leaves if isinstance(t, Tensor)]
         return all(a.shape == b.shape and same_values(a, b) for a, b in zip(found, expected, strict=True))
 
     with rows.noted():
         shared = equal(shared=True)
-    return Trunk(shared, shared or equal(shared=False), *rows.cost_and_widest())
+    return Trunk(shared, shared or equal(shared=False), *rows.cost_and_widest(), rows_at)
 
 
 class _Activations:

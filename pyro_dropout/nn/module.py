@@ -30,15 +30,16 @@ class BayesianModule(PyroModule):
 
     Sampled weights may have batch dimensions: particles, posterior draws, a ``pyro.plate`` at dim -2 or further
     left around the call. The network then sees one leading batch dimension, and its output is split again
-    (BatchApply in Haiku and Sonnet), so that convolution and pooling work. Dense weights that
-    differ along these dimensions (``AutoNormal``) go through :func:`torch.vmap`, recurrent and attention layers
-    one draw after the other.
+    (BatchApply in Haiku and Sonnet), so that convolution and pooling work; recurrent layers have one mask for all
+    times (Gal & Ghahramani 2016). Dense weights that differ along these dimensions (``AutoNormal``) go through
+    :func:`torch.vmap`, in recurrent layers one draw after the other, as all draws of attention layers do.
 
     Layers inside ``net`` may be checkpointed (:func:`torch.utils.checkpoint.checkpoint`, ``use_reentrant=False``):
     what runs again in the backward pass sees the weights and masks of its own call. ``net`` returns tensors, or lists,
     tuples and dictionaries of them; no function, which would run its layers later.
 
-    :param net: any :class:`torch.nn.Module`; the first dimension of its inputs and outputs is the batch.
+    :param net: any :class:`torch.nn.Module`; the first dimension of its inputs and outputs is the batch
+        (of recurrent layers' last states the second).
     :param prior: a distribution over one weight, expanded to each parameter's shape, or a function of name and
         parameter that returns a distribution (over one weight or the whole parameter), or ``None`` to leave that
         parameter an ordinary learnable one. ``Normal(0., 1/l)`` has lengthscale l: l² is a prior *precision*,

@@ -1,7 +1,7 @@
 """The masked weight: a draw from a dropout posterior, kept as (loc, mask) and never as their dense product.
 
-What PyTorch's functions do with it is registered with ``implements``: layers in ``_linear`` and ``_convolution``, batch
-operations in ``_batch``.
+What PyTorch's functions do with it is registered with ``implements``: layers in ``_linear``, ``_convolution`` and
+``_recurrent``, batch operations in ``_batch``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class MaskedWeight(torch.Tensor):
     .. math:: W = \mathrm{loc} \cdot \mathrm{diag}(z) / \mathrm{keep}
 
     MC section 3, in PyTorch's inverted scaling (``loc = E[W]``; MC's M is ``loc / keep``).
-    ``F.linear`` and the convolutions, plain and transposed, mask their *input* and use ``loc`` as it is.
+    ``F.linear``, the convolutions, plain and transposed, and recurrent layers mask their *input* (and their state)
+    and use ``loc`` as it is.
     Stacking, indexing, reshaping and expanding batch dimensions, ``detach``, ``to`` and ``clone`` keep the
     structure. Any other operation sees the dense tensor; an in-place one raises.
 
@@ -122,9 +123,10 @@ class MaskedWeight(torch.Tensor):
         if isinstance(self.mask, DatumMask):
             raise NotImplementedError(
                 f"weight {self.site!r} has one mask per datum, but this operation needs the dense weight: only linear "
-                "layers, and convolutions whose input channels are masked, take a mask per datum; use "
-                'masks="draw" in the loss, or (transposed or grouped convolutions that BayesianModule does not make) '
-                'say which units to mask with pyro.sample(..., infer={"masked_units": MaskedUnits(...)})'
+                "and recurrent layers (not of packed sequences), and convolutions whose input channels are masked, "
+                'take a mask per datum; use masks="draw" in the loss, or (transposed or grouped convolutions that '
+                "BayesianModule does not make) say which units to mask with "
+                'pyro.sample(..., infer={"masked_units": MaskedUnits(...)})'
             )
         if not self.masked:
             return self.loc.expand(self.shape)

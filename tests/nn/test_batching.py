@@ -37,12 +37,72 @@ class TransformerBlock(nn.Module):
 
 
 class Recurrent(nn.Module):
+    """The last output, and what all times add up to."""
+
+    def __init__(self, make=nn.LSTM, time_first=False, **options):
+        super().__init__()
+        self.lstm, self.time_first = make(4, 3, batch_first=not time_first, **options), time_first
+
+    def forward(self, x):
+        h = self.lstm(x.mT.movedim(-1, 0))[0].movedim(0, 1) if self.time_first else self.lstm(x)[0]
+        return h[:, -1] + h.sum(1)
+
+
+class Stepwise(nn.Module):
+    """Cells in a loop over time, one on the states of the other, from a state that is learned."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.start = nn.LSTMCell(4, 3), nn.GRUCell(3, 2), nn.Parameter(torch.randn(3))
+
+    def forward(self, x):
+        h, c, k = self.start.expand(len(x), -1), x.new_zeros(len(x), 3), x.new_zeros(len(x), 2)
+        for x_t in x.unbind(1):
+            h, c = self.first(x_t, (h, c))
+            k = self.second(h, k)
+        return k
+
+
+class Encoded(nn.Module):
+    """A recurrent layer that starts where another one ends."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder = nn.GRU(4, 3, batch_first=True), nn.GRU(4, 3, batch_first=True)
+
+    def forward(self, x):
+        return self.decoder(x.flip(1), self.encoder(x)[1])[0].sum(1)
+
+
+class First(nn.Module):
+    """Takes the data for times."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x)[0]
+
+
+class Packed(nn.Module):
+    """Sequences of lengths that the data tell."""
+
     def __init__(self):
         super().__init__()
         self.lstm = nn.LSTM(4, 3, batch_first=True)
 
     def forward(self, x):
-        return self.lstm(x)[0][:, -1]
+        lengths = 1 + (x[:, 0, 0] > 0).long()
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        return self.lstm(packed)[1][0][-1]
+
+
+class Centred(nn.LSTM):
+    """Is like an LSTM, but does something else with its biases."""
+
+    def forward(self, x):
+        return super().forward(x)[0] + self.bias_ih_l0.mean()
 
 
 NETWORKS = {
@@ -60,7 +120,15 @@ NETWORKS = {
     "layer norm": (lambda: nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, 2)), (4,), None),
     "residual": (Residual, (4,), 1),
     "transformer": (TransformerBlock, (3, 4), 2),
-    "recurrent": (Recurrent, (3, 4), 2),
+    "recurrent": (Recurrent, (2, 4), 2),
+    "recurrent, both ways": (lambda: Recurrent(nn.GRU, bidirectional=True, num_layers=2), (2, 4), 2),
+    "recurrent, time first": (lambda: Recurrent(nn.RNN, time_first=True, bias=False), (2, 4), 2),
+    "recurrent, projected": (lambda: Recurrent(proj_size=2, num_layers=2), (2, 4), 2),
+    "recurrent cells": (Stepwise, (2, 4), 2),
+    "recurrent, encoded": (Encoded, (2, 4), 2),
+    "recurrent, packed": (Packed, (2, 4), 2),
+    "recurrent, its own class": (lambda: Centred(4, 3, batch_first=True), (2, 4), 2),
+    "recurrent, times for rows": (lambda: First(nn.GRU(4, 3)), (2, 4), 2),
     "sequence": (lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)), (3, 4), 2),
 }
 
@@ -79,6 +147,66 @@ def run_with(net, values, x):
             value = values[names[id(parameter)]]
             parameter.copy_(value.dense() if hasattr(value, "dense") else value)
         return net(x)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("rows", [1, 2, 3, 6])
+def test_states_of_recurrent_layers_keep_their_place(layers, rows):
+    """``[layers, rows, units]`` of each draw."""
+    net = nn.LSTM(4, 3, layers, batch_first=True).double()
+    bayesian, x = BayesianModule(net, event_dim=2), torch.randn(rows, 2, 4, dtype=torch.float64)
+    guide = AutoBernoulliDropout(bayesian, rate=0.4)
+    guide(x)
+    with torch.no_grad(), pyro.plate("draws", 3, dim=-2):
+        trace = poutine.trace(guide).get_trace(x)
+        out, (h, c) = poutine.replay(bayesian, trace=trace)(x)
+    assert h.shape == (3, layers, rows, 3)
+    for k in range(3):
+        values = {n: trace.nodes[n]["value"].expand(3, 1, *p.shape)[k, 0] for n, p in net.named_parameters()}
+        of_one, states = run_with(net, values, x)
+        for found, expected in zip((out, h, c), (of_one, *states), strict=True):
+            torch.testing.assert_close(found[k], expected)
+
+
+@pytest.mark.parametrize("draws", [1, 2, 3, 17])
+@pytest.mark.parametrize("name", ["recurrent", "recurrent, both ways", "recurrent, time first", "recurrent cells"])
+@pytest.mark.parametrize("masked", ["weight", "_ih", "_hh"])
+@pytest.mark.parametrize("rest", [AutoDelta, AutoNormal])
+def test_recurrent_networks_with_any_numbers_of_draws_and_rows(name, draws, masked, rest):
+    """As many rows as draws, times, layers, or one."""
+    net, datum, event_dim = build(name)
+    bayesian = BayesianModule(net, event_dim=event_dim)
+    guide = AutoBernoulliDropout(bayesian, rate=lambda site: 0.4 if masked in site else 0.0, rest=rest)
+    for rows in (1, 2, 3, 17):
+        x = torch.randn(rows, *datum, dtype=torch.float64)
+        guide(x)
+        with torch.no_grad(), pyro.plate("draws", draws, dim=-2):
+            trace = poutine.trace(guide).get_trace(x)
+            out = poutine.replay(bayesian, trace=trace)(x)
+        assert out.shape[:2] == (draws, rows)
+        for k in range(draws):
+            values = {n: trace.nodes[n]["value"].expand(draws, 1, *p.shape)[k, 0] for n, p in net.named_parameters()}
+            torch.testing.assert_close(out[k], run_with(net, values, x), rtol=1e-9, atol=1e-9)
+
+
+def test_all_draws_of_recurrent_layers_run_at_once():
+    """With cells, and where states are returned, or the rows are in the second dimension."""
+    nets = [nn.GRU(4, 3, 2, batch_first=True), Recurrent(nn.RNN, time_first=True), Recurrent(bidirectional=True)]
+    for net, cells in (*((net, 1) for net in nets), (Stepwise(), 3)):
+        bayesian, x = BayesianModule(net, event_dim=2), torch.randn(5, 3, 4)
+        pyro.clear_param_store()
+        guide = AutoBernoulliDropout(bayesian, rate=0.4)
+        guide(x)
+        with pyro.plate("draws", 7, dim=-2):
+            trace = poutine.trace(guide).get_trace(x)
+            poutine.replay(bayesian, trace=trace)(x)
+            layers = [m for m in bayesian._modules["net"].modules() if isinstance(m, nn.RNNBase | nn.RNNCellBase)]
+            calls = []
+            hook = layers[0].register_forward_hook(lambda m, i, o, calls=calls: calls.append(o[0].numel()))
+            poutine.replay(bayesian, trace=trace)(x)
+            hook.remove()
+        assert len(calls) == cells
+        assert calls[0] % 35 == 0
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -147,7 +275,16 @@ def test_draws_that_meet_many_data_are_multiplied_out_and_give_the_same(bias, pe
     torch.testing.assert_close(multiplied, x @ weights.mT + shift)
 
 
-@pytest.mark.parametrize("name", ["mlp", "convolutional", "grouped and transposed", "residual", "sequence"])
+NOT_AT_ONCE = {
+    "transformer",
+    "layer norm",
+    "recurrent, packed",
+    "recurrent, its own class",
+    "recurrent, times for rows",
+}
+
+
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in NOT_AT_ONCE])
 def test_particles_with_masks_per_datum_run_as_a_loop_over_particles(name):
     net, datum, event_dim = build(name)
     bayesian = BayesianModule(net, event_dim=event_dim)

@@ -169,26 +169,24 @@ def test_relaxed_masks_per_datum():
 
 def per_datum(*shape):
     mask = DatumMask(BernoulliMask(0.4, units=shape[1]))
-    return MaskedWeight(torch.randn(*shape), mask, torch.tensor([0.6]), site="rnn.weight")
+    return MaskedWeight(torch.randn(*shape), mask, torch.tensor([0.6]), site="net.weight")
 
 
-H = torch.zeros(1, 2, 3)
 X = torch.zeros(2, 5, 4)
 
 
 @pytest.mark.parametrize(
     "operation",
     [
-        lambda: torch.lstm(X, (H, H), [per_datum(12, 4), per_datum(12, 3)], False, 1, 0.0, False, False, True),
         lambda: F.multi_head_attention_forward(
             X, X, X, 4, 2, per_datum(12, 4), None, None, None, False, 0.0, torch.randn(4, 4), None
         ),
         lambda: F.embedding(torch.tensor([1]), per_datum(3, 4)),
     ],
-    ids=["recurrent", "fused attention", "embedding"],
+    ids=["fused attention", "embedding"],
 )
 def test_one_mask_per_datum_is_refused_where_no_input_can_be_masked(operation):
-    with pytest.raises(NotImplementedError, match=r"'rnn.weight' has one mask per datum.*masks=\"draw\""):
+    with pytest.raises(NotImplementedError, match=r"'net.weight' has one mask per datum.*masks=\"draw\""):
         operation()
 
 
