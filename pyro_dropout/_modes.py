@@ -1,14 +1,31 @@
-"""Contexts around a run of a model: random numbers that leave no trace, modules in evaluation mode, a backward pass."""
+"""Contexts around a run of a model: no trace of random numbers, evaluation mode, parameters that are borrowed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
+
+_borrowing = ContextVar("borrowing", default=False)
+
+
+@contextmanager
+def borrowed_parameters() -> Iterator[None]:
+    """What guides draw inside is used up before parameters change, and needs no copies of them."""
+    token = _borrowing.set(True)
+    try:
+        yield
+    finally:
+        _borrowing.reset(token)
+
+
+def are_borrowed() -> bool:
+    return _borrowing.get()
 
 
 def in_backward() -> bool:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pyro_dropout._checks import as_numbers, check_flags, check_functions, said
 from pyro_dropout._failures import said_of_arguments
-from pyro_dropout._modes import unchanged_buffers
+from pyro_dropout._modes import are_borrowed, unchanged_buffers
 from pyro_dropout._sites import has_real_support, is_weight
 from pyro_dropout._store import store_kept_on_failure
 from pyro_dropout._values import is_traced
@@ -257,14 +257,14 @@ class DropoutGuide(AutoGuide):
         return result
 
     def _loc(self, name: str) -> Tensor:
-        """The mean weight: where gradients are taken the parameter itself, else a copy.
+        """The mean weight: where gradients are taken, or draws are not kept, the parameter itself, else a copy.
 
         Draws that are kept must not change when training goes on, and all draws until then share one copy. Only the
         values tell whether the parameter has changed since: writes through ``.data``, as of some optimisers, are not
         counted.
         """
         loc = value_at(self, "locs." + name)
-        if torch.is_grad_enabled() or is_traced():
+        if torch.is_grad_enabled() or is_traced() or are_borrowed():
             return loc
         known = self._snapshots.get(name)
         if known is None or known.dtype != loc.dtype or known.device != loc.device or not torch.equal(known, loc):

@@ -24,7 +24,7 @@ from pyro_dropout._checks import (
     said,
 )
 from pyro_dropout._failures import said_of_arguments
-from pyro_dropout._modes import evaluation_mode, forked_rng
+from pyro_dropout._modes import borrowed_parameters, evaluation_mode, forked_rng
 from pyro_dropout._sites import is_deterministic, is_of_network, plate_nesting, sample_sites
 from pyro_dropout.masks.messengers import DatumMasks
 from pyro_dropout.metrics.moments import PredictiveMoments
@@ -213,6 +213,7 @@ class DropoutPredictive(Predictive):
             self._seeded(),
             evaluation_mode(),
             torch.no_grad(),
+            borrowed_parameters(),
             poutine.block(),
             tqdm(total=self.num_samples * inputs.size, unit_scale=True, disable=not self.progress) as bar,
         ):

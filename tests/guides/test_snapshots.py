@@ -128,3 +128,30 @@ def test_all_draws_between_two_writes_share_one_copy():
         first, second = (guide(x, y)["net.0.weight"] for _ in range(2))
     assert first.loc.data_ptr() == second.loc.data_ptr()
     assert first.loc.data_ptr() != guide.locs.net._modules["0"].weight.data_ptr()
+
+
+def test_predictions_that_keep_no_draws_copy_nothing():
+    model, guide, x, _ = fitted(make=lambda model, rate: AutoBernoulliDropout(model, rate=0.3))
+    predict = DropoutPredictive(model, guide=guide, num_samples=20, seed=0, return_sites=["obs"])
+    first = predict(x)["obs"]
+    assert not guide._snapshots
+    kept = predict.draw(x)
+    assert guide._snapshots
+    before = kept(x)["obs"]
+    assert torch.equal(predict(x)["obs"], first)
+    with torch.no_grad():
+        for parameter in guide.locs.parameters():
+            parameter.data.mul_(3.0)
+    assert torch.equal(kept(x)["obs"], before)
+    assert not torch.allclose(predict(x)["obs"], first)
+
+
+def test_weights_among_predictions_do_not_change_with_training():
+    model, guide, x, _ = fitted(make=lambda model, rate: AutoBernoulliDropout(model, rate=0.3))
+    site = next(name for name in guide.rates())
+    weights = DropoutPredictive(model, guide=guide, num_samples=20, return_sites=[site])(x)[site]
+    before = torch.as_tensor(weights[...]).clone()
+    with torch.no_grad():
+        for parameter in guide.locs.parameters():
+            parameter.data.mul_(3.0)
+    assert torch.equal(torch.as_tensor(weights[...]), before)
