@@ -51,31 +51,45 @@ def pcg4d(key: Tensor, counter: Tensor, call: int) -> tuple[Tensor, Tensor]:
     return w, z
 
 
+def _fraction(word: Tensor, bits: int) -> Tensor:
+    """The highest bits as a number in [0, 1)."""
+    return _shifted(word, 32 - bits).to(torch.float32) * 2.0**-bits
+
+
+def _kept(x: Tensor) -> Tensor:
+    """In memory: a compiler that fused it would make all of it anew at each use."""
+    return torch.as_strided(x, x.shape, x.stride())
+
+
 def _shifted(x: Tensor, bits: int) -> Tensor:
     """To the right, with zeros from the left: int32 has a sign, which the shift alone would copy."""
     return (x >> bits) & ((1 << (32 - bits)) - 1)
 
 
 class KeyedRandomness(TorchDispatchMode):
-    """Every random number drawn inside is a function of the key and of the number of draws before it.
+    """Every random number drawn inside is a function of the key and of how many were drawn before it.
 
     :param key: two words, int32 ``[2]``, on the device of what is drawn.
-    :raises NotImplementedError: a random operation that has no such form here.
+    :param number: of all random numbers that will be drawn, if that is known: they are then made at once, by few
+        operations. They are the same as without.
+    :raises NotImplementedError: a random operation that has no such form here; more numbers than were said.
 
     Example::
 
         >>> key = torch.tensor([1, 2], dtype=torch.int32)
-        >>> with KeyedRandomness(key):
+        >>> with KeyedRandomness(key) as drawn:
         ...     a = torch.rand(3)
-        >>> with KeyedRandomness(key):
+        >>> with KeyedRandomness(key, drawn.number):
         ...     b = torch.rand(3)
         >>> torch.equal(a, b)
         True
     """
 
-    def __init__(self, key: Tensor) -> None:
+    def __init__(self, key: Tensor, number: int | None = None) -> None:
         super().__init__()
-        self.key, self.calls = key, 0
+        self.key, self.number, self._all = key, 0, number
+        self._words: list[Tensor] = []
+        self._uniform: Tensor | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         draw = _DRAWS.get(func)
@@ -87,22 +101,42 @@ class KeyedRandomness(TorchDispatchMode):
             raise NotImplementedError(f"{func} draws random numbers that are no function of a key here")
         return func(*args, **(kwargs or {}))
 
-    def words(self, shape: Any) -> tuple[Tensor, Tensor]:
-        shape = torch.Size(shape)
-        if shape.numel() >= 2**31:
-            raise NotImplementedError(f"a draw of shape {tuple(shape)} has more than 2^31 random numbers")
-        counter = torch.arange(shape.numel(), dtype=torch.int32, device=self.key.device).reshape(shape)
-        self.calls += 1
-        return pcg4d(self.key, counter, self.calls)
+    def words(self, shape: Any) -> list[Tensor]:
+        """Two random words for each entry of the shape."""
+        start, stop = self._next(shape)
+        if self._all is None:
+            return [word.reshape(shape) for word in self._made(start, stop)]
+        if not self._words:
+            self._words = [_kept(word) for word in self._made(0, self._all)]
+        return [word[start:stop].reshape(shape) for word in self._words]
 
     def uniform(self, shape: Any, dtype: torch.dtype | None = None) -> Tensor:
         """In [0, 1), with as many random bits as the type holds, at most 24, or 53 for float64."""
         dtype = dtype or torch.get_default_dtype()
-        high, low = self.words(shape)
         if dtype == torch.float64:
+            high, low = self.words(shape)
             return (_shifted(high, 5).to(dtype) * 2.0**26 + _shifted(low, 6).to(dtype)) * 2.0**-53
         bits = {torch.float16: 11, torch.bfloat16: 8}.get(dtype, 24)  # more would round up to 1
-        return (_shifted(high, 32 - bits).to(torch.float32) * 2.0**-bits).to(dtype)
+        if bits < 24 or self._all is None:
+            return _fraction(self.words(shape)[0], bits).to(dtype)
+        start, stop = self._next(shape)
+        if self._uniform is None:
+            self._uniform = _kept(_fraction(self._made(0, self._all)[0], bits))
+        return self._uniform[start:stop].reshape(shape).clone()  # which may be changed in place
+
+    def _next(self, shape: Any) -> tuple[int, int]:
+        """Where the numbers of the next draw are among all."""
+        start = self.number
+        self.number += torch.Size(shape).numel()
+        if self.number >= 2**31:
+            raise NotImplementedError(f"a run that draws {self.number} random numbers, which are more than 2^31")
+        if self._all is not None and self.number > self._all:
+            raise NotImplementedError(f"the model draws {self.number} random numbers, where it drew {self._all} before")
+        return start, self.number
+
+    def _made(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        counter = torch.arange(start, stop, dtype=torch.int32, device=self.key.device)
+        return pcg4d(self.key, counter, call=0)
 
     def normal(self, shape: Any, dtype: torch.dtype | None = None) -> Tensor:
         """Box and Muller's, from the two words of each counter."""

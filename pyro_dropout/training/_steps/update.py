@@ -12,6 +12,12 @@ from torch import Tensor
 
 from pyro_dropout.training._steps.internals import capturable_anywhere
 
+_SMALL = 2**14  # entries of a parameter up to which it is updated with others
+_BY_ENTRY: set[type] = {  # optimisers of which each entry of a parameter learns by itself
+    *(torch.optim.Adam, torch.optim.AdamW, torch.optim.Adamax, torch.optim.NAdam, torch.optim.RAdam),
+    *(torch.optim.SGD, torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.Adadelta, torch.optim.Rprop),
+}
+
 
 class Update:
     """The update of a ``PyroOptim``, whose state must consist of tensors to be traced.
@@ -43,19 +49,27 @@ class Update:
             count = state[parameter].get("step")
             if isinstance(count, Tensor):  # 1 - 0.999^count needs more than float32
                 state[parameter]["step"] = count.to(device, torch.float64)
+        self.together = self._alike()
+        self._counts = self._counted()
+        self._versions: list[int] = []
 
     @property
     def tensors(self) -> list[Tensor]:
         """What an update changes: parameters, and the optimisers' states of them."""
-        states = [state[p] for state, p in zip(self.states, self.parameters, strict=True)]
-        return [*self.parameters, *(t for state in states for t in state.values() if isinstance(t, Tensor))]
+        return [t for i in range(len(self.parameters)) for t in self._tensors_of(i)]
 
-    def is_current(self) -> bool:
+    def _tensors_of(self, i: int) -> list[Tensor]:
+        state = self.states[i][self.parameters[i]]
+        return [self.parameters[i], *(t for t in state.values() if isinstance(t, Tensor))]
+
+    def is_current(self, others_ran: bool = False) -> bool:
         """Whether the optimisers hold these tensors still (a state that was loaded comes in new ones), with the options
-        that are a part of the graph."""
-        return (
-            all(o.state is state for o, state in zip(self.optimisers, self.states, strict=True)) and self.same_options()
-        )
+        that are a part of the graph, and parameters in one vector have been updated as often.
+
+        :param others_ran: other graphs may have updated some of the parameters.
+        """
+        same = all(o.state is state for o, state in zip(self.optimisers, self.states, strict=True))
+        return same and self.same_options() and self._same_counts(others_ran)
 
     def same_options(self) -> bool:
         """Whether groups that had one learning rate have one, and all else of them is as it was."""
@@ -74,17 +88,26 @@ class Update:
                 self._last[i] = groups[0]["lr"]
                 rate.fill_(groups[0]["lr"])
 
-    def __call__(self, gradients: Sequence[Tensor | None]) -> None:
-        """Updates the parameters in place.
+    def __call__(self, gradients: Sequence[Tensor | None], finite: Tensor) -> None:
+        """Updates the parameters in place, if all is finite.
 
         :raises NotImplementedError: an optimiser that counts in Python, whose count a graph would repeat.
         """
         before = self._contents()
+        alone = set(range(len(self.parameters)))
         try:
             with self._capturable(), torch.no_grad():
                 for parameter, gradient in zip(self.parameters, gradients, strict=True):
                     parameter.grad = gradient
-                self.optim(self.parameters)
+                for members in self.together:
+                    with_gradient = [i for i in members if gradients[i] is not None]
+                    if len(with_gradient) > 1:
+                        self._update_together(with_gradient, finite)
+                        alone -= set(with_gradient)
+                changed = [(t, t.clone()) for i in alone for t in self._tensors_of(i)]
+                self.optim([self.parameters[i] for i in sorted(alone)])
+                for t, value in changed:
+                    t.copy_(torch.where(finite, t, value))
             if any(_differ(old, new) for old, new in zip(before, self._contents(), strict=True)):
                 names = {type(o).__name__ for o in self.optimisers}
                 raise NotImplementedError(f"{', '.join(sorted(names))} keeps a part of its state outside of tensors")
@@ -92,6 +115,62 @@ class Update:
             for parameter, state, old in zip(self.parameters, self.states, before, strict=False):
                 parameter.grad = None
                 state[parameter].update(old)
+
+    # Small parameters in one vector: a graph of few operations
+
+    def _alike(self) -> list[list[int]]:
+        """Small parameters that one update of one vector updates: of one optimiser, options, rate and count."""
+        groups: dict[Any, list[int]] = {}
+        clipped = self.optim.grad_clip
+        for i, (parameter, optimiser) in enumerate(zip(self.parameters, self.optimisers, strict=True)):
+            state = self.states[i][parameter]
+            entries = parameter.numel() <= _SMALL and type(optimiser) in _BY_ENTRY and clipped.get(parameter) is None
+            if entries and all(isinstance(value, Tensor) for value in state.values()):
+                (group,) = optimiser.param_groups
+                options = tuple(sorted((k, str(v)) for k, v in options_of(group).items()))
+                counts = tuple((k, v.item()) for k, v in state.items() if v.shape != parameter.shape or _counts(k))
+                kind = (type(optimiser), options, float(group["lr"]), counts, parameter.dtype, parameter.device)
+                groups.setdefault(kind, []).append(i)
+        return list(groups.values())
+
+    def _update_together(self, members: list[int], finite: Tensor) -> None:
+        first = members[0]
+        parameters = [self.parameters[i] for i in members]
+        states = [self.states[i][p] for i, p in zip(members, parameters, strict=True)]
+        (group,) = self.optimisers[first].param_groups
+        flat = _flat(parameters).clone()
+        flat.grad = _flat([p.grad for p in parameters])
+        optimiser = object.__new__(type(self.optimisers[first]))  # the constructor would look at the rate's value
+        optimiser.__dict__.update(self.optimisers[first].__dict__)
+        optimiser.param_groups = [{**group, "params": [flat]}]
+        shaped = [key for key, value in states[0].items() if value.shape == parameters[0].shape and not _counts(key)]
+        state = {k: _flat([s[k] for s in states]) if k in shaped else v.clone() for k, v in states[0].items()}
+        old = {key: value.clone() for key, value in state.items()}
+        optimiser.state = {flat: state}
+        type(optimiser).step(optimiser)  # a schedule has put its own, of the first, in its place
+        if any(value is not optimiser.state[flat].get(key) for key, value in state.items()):
+            raise NotImplementedError(f"{type(optimiser).__name__} replaces its state")
+        sizes = [p.numel() for p in parameters]
+        _write(parameters, torch.where(finite, flat, _flat(parameters)).split(sizes))
+        for key, value in state.items():
+            new = torch.where(finite, value, old[key])
+            _write([s[key] for s in states], new.split(sizes) if key in shaped else [new] * len(states))
+
+    def _counted(self) -> list[list[Tensor]]:
+        """Counts of the parameters in one vector, which goes by the first one's, by vector and by kind."""
+        found = []
+        for members in self.together:
+            states = [self.states[i][self.parameters[i]] for i in members]
+            found += [[state[key] for state in states] for key in states[0] if _counts(key)]
+        return found
+
+    def _same_counts(self, others_ran: bool) -> bool:
+        """Whether the counts of each vector are the same: looked at where others may have written them."""
+        versions = [count._version for counts in self._counts for count in counts]
+        if versions == self._versions and not others_ran:
+            return True
+        self._versions = versions
+        return all(len({count.item() for count in counts}) == 1 for counts in self._counts)
 
     def _contents(self) -> list[dict[str, Any]]:
         states = [dict(state[p]) for state, p in zip(self.states, self.parameters, strict=True)]
@@ -112,6 +191,20 @@ class Update:
         finally:
             for group, options in zip(self.groups, before, strict=True):
                 group.update(options)
+
+
+def _counts(key: str) -> bool:
+    """Whether a part of an optimiser's state is one number, whatever the parameter's shape."""
+    return key in ("step", "mu_product")
+
+
+def _flat(tensors: Sequence[Any]) -> Tensor:
+    return torch.cat([t.reshape(-1) for t in tensors])
+
+
+def _write(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.copy_(value.reshape(tensor.shape))
 
 
 def options_of(group: dict[str, Any]) -> dict[str, Any]:
