@@ -286,7 +286,7 @@ class TraceDropout_ELBO(ELBO):
 
     def _negative_elbo(self, runs: list[GuidedRun], traced: bool = False) -> Tensor:
         data = self._data_terms(runs, traced)
-        latent = [[term / self.num_particles for term in self._latent_terms(run)] for run in runs]
+        latent = [[self._share(term) for term in self._latent_terms(run)] for run in runs]
         loss = self._total([*data.loss, *(term for terms in latent for term in terms)])
         if torch.is_grad_enabled():
             for run, signal, terms in zip(runs, data.changed, latent, strict=True):
@@ -304,9 +304,13 @@ class TraceDropout_ELBO(ELBO):
 
         :param traced: whether a graph is written, in which numbers that may change between steps stand as tensors.
         """
-        terms = [[-t / self.num_particles for _, t in self._log_likelihoods(run)] for run in runs]
+        terms = [[-self._share(t) for _, t in self._log_likelihoods(run)] for run in runs]
         changed = [[term for term in of_run if self._has_members(term)] for of_run in terms]
         return Terms([term for of_run in terms for term in of_run], changed)
+
+    def _share(self, term: Tensor) -> Tensor:
+        """A particle's part in the mean."""
+        return term if self.num_particles == 1 else term / self.num_particles
 
     def _log_likelihoods(self, run: GuidedRun) -> Iterator[tuple[Any, Tensor]]:
         """Observed sites and their log-densities, scaled and masked."""

@@ -117,7 +117,7 @@ class RenyiDropout_ELBO(TraceDropout_ELBO):
         for site, log_prob in self._log_likelihoods(run):
             frames = [f for f in site["cond_indep_stack"] if f.name not in around_weights]
             if not frames:
-                terms.loss.append(-log_prob / self.num_particles)
+                terms.loss.append(-self._share(log_prob))
                 continue
             plates = frozenset((f.name, None if f.vectorized else f.counter) for f in frames)
             scale = math.prod((f.full_size or f.size) / f.size for f in frames)

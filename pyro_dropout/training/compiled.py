@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from pyro_dropout._failures import listed, said_of_arguments
 from pyro_dropout.losses.elbo import TraceDropout_ELBO
 from pyro_dropout.losses.nonfinite import find_nonfinite, not_finite
 from pyro_dropout.training._steps.arguments import check_loss_and_backend, check_optimisers
-from pyro_dropout.training._steps.messages import announce, first_line
+from pyro_dropout.training._steps.messages import first_line, shapes_of
 from pyro_dropout.training._steps.program import Program, eager_gradients, step_program
 from pyro_dropout.training._steps.randomness import drawn_by, random_keys
 from pyro_dropout.training._steps.state import called_modules, modules_of, parameters_of, tensors_of
@@ -52,6 +52,8 @@ class CompiledSVI(SVI):
     :param loss: a :class:`~pyro_dropout.TraceDropout_ELBO` (the default) or :class:`~pyro_dropout.RenyiDropout_ELBO`.
     :param backend: ``"inductor"`` compiles; ``"eager"`` runs what was traced operation by operation, which starts
         at once.
+    :param wait: for the compiler at the second step. Else steps go on, operation by operation (on a GPU the compiler is
+        always waited for).
     :param progress: print what was compiled, and how long it took.
     :raises ValueError: a loss that is not of this package; at a step: a loss or a gradient that is not finite, with
         parameters left as they were before that step.
@@ -82,19 +84,21 @@ class CompiledSVI(SVI):
         loss: TraceDropout_ELBO | None = None,
         *,
         backend: str = "inductor",
+        wait: bool = False,
         progress: bool = True,
     ) -> None:
         loss = TraceDropout_ELBO() if loss is None else loss
         check_functions(model=model, guide=guide)
         check_optimisers(optim=optim)
         check_loss_and_backend("CompiledSVI", [loss], backend)
-        check_flags(progress=progress)
+        check_flags(wait=wait, progress=progress)
         super().__init__(model, guide, optim, loss)
-        self.elbo, self.backend, self.progress = loss, backend, progress
+        self.elbo, self.backend, self.wait, self.progress = loss, backend, wait, progress
         self.loss_and_grads = self._loss_and_grads
         self._programs: dict[Any, Program | _Outcome] = {}
         self._called: dict[nn.Module, None] = {}
         self._modules: list[nn.Module] = []  # all that are known
+        self._latest: Program | None = None
         self._has_gradients = False  # that loss_and_grads left for the next step
         self._changed_options = 0
         self._warned, self._said = False, dict[str, int]()
@@ -244,15 +248,15 @@ class CompiledSVI(SVI):
             return _Outcome.FAILED, inputs
         if program is _Outcome.SEEN:
             program = self._programs[key] = self._build(kind, args, kwargs)
-        elif isinstance(program, Program) and not program.is_current():
+        elif isinstance(program, Program) and not program.is_current(others_ran=program is not self._latest):
             self._changed_options += program.update is not None and not program.update.same_options()
             return None, inputs
         if isinstance(program, Program):
             program.refresh()
+            self._latest = program
         return program, inputs
 
     def _build(self, kind: str, args: Any, kwargs: Any) -> Program | _Outcome:
-        start = time.perf_counter()
         functions = (self.model, self.guide, self.elbo, args, kwargs)
         modules = self._modules
         if kind == "step" and self._changed_options > 2:
@@ -273,25 +277,22 @@ class CompiledSVI(SVI):
             self._warn(f"{reason} cannot be traced ({first_line(error)})", what)
             return _Outcome.FAILED
         if self.backend == "inductor":
-            try:
-                program.compile()
-            except Exception as error:
-                self._warn(f"the compiler failed ({first_line(error)})")
-                return _Outcome.FAILED
-            self._say(kind, args, kwargs, time.perf_counter() - start)
+            program.compile(self.wait, partial(self._say, kind, shapes_of(args, kwargs)))
         return program
 
-    def _warn(self, reason: str, what: str = "everything") -> None:
+    def _warn(self, reason: str, what: str = "everything", how: str = "eagerly") -> None:
         if not self._warned:
-            warnings.warn(f"CompiledSVI runs {what} eagerly: {reason}", stacklevel=2)
+            warnings.warn(f"CompiledSVI runs {what} {how}: {reason}", stacklevel=2)
         self._warned = True
 
-    def _say(self, kind: str, args: Any, kwargs: Any, seconds: float) -> None:
-        """Once for each kind, and once that it can happen again."""
+    def _say(self, kind: str, shapes: str, error: str, seconds: float) -> None:
+        """Of compiling that has ended: once for each kind, and once that it can happen again."""
+        if error:
+            self._warn(f"the compiler failed ({error})", f"a {kind} operation by operation, not", "compiled")
         self._said[kind] = self._said.get(kind, 0) + 1
-        if self.progress and self._said[kind] <= 2:
+        if self.progress and not error and self._said[kind] <= 2:
             again = " again; further times are not said" if self._said[kind] == 2 else ""
-            announce(f"CompiledSVI: compiled a {kind}", args, kwargs, seconds, again)
+            print(f"CompiledSVI: a {kind} for {shapes} is compiled, after {seconds:.1f} s{again}")
 
 
 class _Outcome(Enum):

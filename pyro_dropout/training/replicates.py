@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -29,7 +28,7 @@ from pyro_dropout.training._steps.arguments import (
     number_of,
     one_for_each,
 )
-from pyro_dropout.training._steps.messages import announce
+from pyro_dropout.training._steps.messages import shapes_of
 from pyro_dropout.training._steps.program import eager_gradients
 from pyro_dropout.training._steps.randomness import random_keys
 from pyro_dropout.training._steps.shared import Replicates, SharedStep, arguments_of
@@ -60,6 +59,7 @@ class ReplicatedSVI:
     :param max_memory: bytes that a step may take beside parameters and optimiser; replicates go through in as many
         parts of one size as that needs.
     :param backend: ``"inductor"`` or ``"eager"``.
+    :param wait: as of :class:`~pyro_dropout.CompiledSVI`.
     :param progress: print what was compiled, and how long it took.
     :raises ValueError: no replicates; numbers of seeds, optimisers or losses that differ from theirs; a loss that is
         not of this package; another backend; at a step: replicates whose parameters have other shapes, or that differ
@@ -95,10 +95,11 @@ class ReplicatedSVI:
         seeds: Sequence[int] | None = None,
         max_memory: int | None = None,
         backend: str = "inductor",
+        wait: bool = False,
         progress: bool = True,
     ) -> None:
         check_functions(make=make)
-        check_flags(progress=progress)
+        check_flags(wait=wait, progress=progress)
         number = number_of(hyperparameters)
         if not number:
             raise ValueError("no replicates: hyperparameters has a mapping for each, {} where there are none")
@@ -119,7 +120,7 @@ class ReplicatedSVI:
             if len(found) != number:
                 raise ValueError(f"{name}: found {len(found)} {what} for {number} replicates: give one for each")
         self.hyperparameters, self.optims, self.losses = list(hyperparameters), optims, losses
-        self.max_memory, self.backend, self.progress = max_memory, backend, progress
+        self.max_memory, self.backend, self.wait, self.progress = max_memory, backend, wait, progress
         self._keys = torch.zeros(number, 0, 2, dtype=torch.int32)
         self._steps: dict[Any, SharedStep] = {}  # by kind of arguments
         self._common: Replicates | None = None  # what these steps have in common
@@ -304,18 +305,26 @@ class ReplicatedSVI:
         current = all(step.is_current() for step in self._steps.values()) and still_held(self._held)
         if common is None or not current or not all(u.is_current() for u in common.updates):
             functions = list(zip(self.models, self.guides, self.losses, strict=True))
-            common = Replicates(functions, self.optims, self._modules, self.max_memory, self.backend)
+            common = Replicates(functions, self.optims, self._modules, self.max_memory, self.backend, self.wait)
             self._common, self._steps = common, {}
         if key not in self._steps:
-            start = time.perf_counter()
+            say = functools.partial(self._say, shapes_of(args, kwargs))
             with pyro.settings.context(module_local_params=True), said_of_arguments("the step", args, kwargs):
-                self._steps[key] = SharedStep(common, self.alive, args, kwargs)
+                self._steps[key] = SharedStep(common, self.alive, args, kwargs, say)
             self._held = self._tensors()
-            if self.progress and self.backend == "inductor":
-                announce("ReplicatedSVI: compiled a step", args, kwargs, time.perf_counter() - start)
         step = self._steps[key]
         step.refresh()
         return step
+
+    def _say(self, shapes: str, error: str, seconds: float) -> None:
+        """Of compiling that has ended."""
+        if error:
+            warnings.warn(
+                f"ReplicatedSVI runs a step operation by operation, not compiled: the compiler failed ({error})",
+                stacklevel=2,
+            )
+        elif self.progress:
+            print(f"ReplicatedSVI: a step for {shapes} is compiled, after {seconds:.1f} s")
 
     def _report(self, results: Tensor) -> Tensor:
         """Losses of ``results [R, ..., 2]``, with a warning for those that are not finite."""

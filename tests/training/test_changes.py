@@ -359,7 +359,7 @@ def test_a_resumed_run_draws_what_the_uninterrupted_one_drew():
 
 
 def test_backends_draw_the_same(monkeypatch):
-    monkeypatch.setattr(Program, "compile", lambda self: None)
+    monkeypatch.setattr(Program, "compile", lambda self, wait, say: None)
     losses = []
     for backend in ("eager", "inductor"):
         run = Run(True, lambda: FixedNoise(mlp(3, (4,)).double(), size=20))

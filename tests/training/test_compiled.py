@@ -136,6 +136,10 @@ def scenario(model, guide, loss):
     return SimpleNamespace(model=model, guide=guide, loss=loss, args=args)
 
 
+def not_said(error, seconds):
+    assert not error
+
+
 def eager_gradients(s, key):
     """Loss and gradients with the random numbers of a key, by the loss's own eager code."""
     parameters = parameters_of(s.model, s.guide, s.loss, s.args, {})
@@ -152,10 +156,10 @@ def test_with_the_same_masks_it_is_the_same(model, guide, loss, backend):
     parameters = parameters_of(s.model, s.guide, s.loss, s.args, {})
     program = Program(s.model, s.guide, s.loss, s.args, {}, parameters=parameters)
     if backend == "inductor":
-        program.compile()
+        program.compile(wait=True, say=not_said)
     program.refresh()
     values = []
-    for key in program.keys(3):
+    for key in program.keys(6):
         found, finite = program(key, s.args).tolist()
         expected, gradients = eager_gradients(s, key)
         assert finite == 1.0
@@ -167,7 +171,7 @@ def test_with_the_same_masks_it_is_the_same(model, guide, loss, backend):
                 gradient, gradients[name], rtol=1e-6, atol=1e-6 * gradients[name].abs().max().item()
             )
         values.append(found)
-    assert len(set(values)) == 3
+    assert len(set(values)) >= 3  # few masks: some are the same
 
 
 # Steps

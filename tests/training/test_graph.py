@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pyro_dropout.training._steps.graph import compiled, trace
+from pyro_dropout.training._steps.graph import Compiled, trace
 
 
 def views(x, big):
@@ -27,7 +27,9 @@ def views(x, big):
 def test_views_of_what_is_computed():
     x, big = torch.linspace(-1, 1, 6, dtype=torch.float64), torch.randn(600, dtype=torch.float64)
     traced = trace(views, [x, big])
-    found = compiled(traced, [x, big])(x, big)
+    errors = []
+    found = Compiled(traced, [x, big], wait=True, say=lambda error, _: errors.append(error))(x, big)
+    assert errors == [""]
     for value, expected in zip(found, views(x, big), strict=True):
         torch.testing.assert_close(value, expected)
 

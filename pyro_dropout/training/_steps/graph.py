@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,8 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_dropout.training._steps.internals import compile_graph, decompositions_of, one_fake_mode
+from pyro_dropout.training._steps.library import Library
+from pyro_dropout.training._steps.messages import first_line
 
 aten = torch.ops.aten
 _BROADCAST = 32  # entries that a number must be shared by for it to be worth a place in memory
@@ -104,12 +107,54 @@ def _size_depends_on_values(node: Node) -> bool:
     return any(index.dtype in (torch.bool, torch.uint8) for index in indices)
 
 
-def compiled(traced: Traced, inputs: Sequence[Tensor]) -> Callable[..., Any]:
-    """The graph as a function of its inputs and tensors, by the compiler of ``torch.compile``."""
-    module = GraphModule(torch.nn.Module(), _with_shared_numbers(_with_biases_apart(traced.module.graph)))
-    on_cpu = all(t.device.type == "cpu" for t in (*inputs, *traced.tensors))
-    options = {"cpp_wrapper": True, "cpp.min_chunk_size": _CHUNK} if on_cpu else {}
-    return torch.no_grad()(compile_graph(module, [*inputs, *traced.tensors], options))
+class Compiled:
+    """A graph as a function of its inputs and tensors, compiled.
+
+    On the CPU it is compiled by another process, if none has done so before, and runs operation by operation until that
+    has ended; for good, if the compiler fails.
+
+    :param traced: the graph.
+    :param inputs: tensors like those of calls.
+    :param wait: until it is compiled.
+    :param say: is told an error, empty where there is none, and seconds, when compiling has ended.
+    """
+
+    def __init__(self, traced: Traced, inputs: Sequence[Tensor], wait: bool, say: Callable[[str, float], None]) -> None:
+        self._start, self._say = time.perf_counter(), say
+        self._function: Callable[..., Sequence[Tensor]] = torch.no_grad()(traced.module.forward)
+        self._library: Library | None = None
+        tensors = [*inputs, *traced.tensors]
+        graph = GraphModule(torch.nn.Module(), _with_shared_numbers(_with_biases_apart(traced.module.graph)))
+        if any(t.device.type != "cpu" for t in tensors):
+            error = ""
+            try:
+                self._function = torch.no_grad()(compile_graph(graph, tensors))
+            except Exception as failure:
+                error = first_line(failure)
+            say(error, time.perf_counter() - self._start)
+            return
+        self._library = Library(graph, tensors, {"cpp.min_chunk_size": _CHUNK})
+        if wait:
+            self._library.wait()
+        self._look()
+
+    def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
+        if self._library is not None:
+            self._look()
+        return self._function(*tensors)
+
+    def _look(self) -> None:
+        """Whether it has been compiled."""
+        library = self._library
+        if library is None or not library.poll():
+            return
+        self._library = None
+        if not library.error:
+            try:
+                self._function = torch.no_grad()(library.load())
+            except RuntimeError as error:
+                library.error = first_line(error)
+        self._say(library.error, time.perf_counter() - self._start)
 
 
 def _with_shared_numbers(graph: Graph) -> Graph:
@@ -126,6 +171,7 @@ def _with_shared_numbers(graph: Graph) -> Graph:
                     user.replace_input_with(node, kept)
     for node in graph.nodes:
         node.meta.clear()  # tensors of the trace, which the compiler would take for its own
+    graph._tracer_cls = None  # as the trace's, when it is read from a file, has them again
     return graph
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._decomp import get_decompositions
 from torch._guards import TracingContext, tracing
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 
@@ -38,8 +41,22 @@ def capturable_anywhere() -> Iterator[None]:
         torch.compiler._is_compiling_flag = before
 
 
-def compile_graph(module: GraphModule, inputs: Sequence[Tensor], options: dict[str, Any]) -> Callable[..., Any]:
+def compilers_folder() -> Path:
+    """Where PyTorch's compiler keeps what it has compiled."""
+    return Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or default_cache_dir())
+
+
+def load_library(path: Path) -> Callable[..., list[Tensor]]:
+    """A compiled graph as a function of its inputs."""
+    runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(path), 1)
+    return lambda *inputs: runner.run(list(inputs))
+
+
+def compile_graph(module: GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
     """The graph by the compiler of ``torch.compile``."""
-    with torch.no_grad(), warnings.catch_warnings():
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv  # a quarter of a second, which only compiling needs
+
+    context = TracingContext(FakeTensorMode(shape_env=ShapeEnv()))  # which the cache of compiled graphs asks for
+    with torch.no_grad(), tracing(context), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the compiler about itself
-        return torch._inductor.compile(module, list(inputs), options=options)
+        return torch._inductor.compile(module, list(inputs))

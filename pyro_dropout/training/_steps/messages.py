@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 
-def announce(what: str, args: Any, kwargs: Any, seconds: float, more: str = "") -> None:
+def shapes_of(args: Any, kwargs: Any) -> str:
     leaves = [tuple(leaf.shape) if isinstance(leaf, Tensor) else leaf for leaf in tree_leaves((args, kwargs))]
-    print(f"{what} for {', '.join(map(str, leaves))} in {seconds:.1f} s{more}")
+    return ", ".join(map(str, leaves))
 
 
 def first_line(error: Exception) -> str:

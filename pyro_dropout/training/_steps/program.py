@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from pyro_dropout._store import still_stored, stored
 from pyro_dropout.guides.rates import zero_rates
 from pyro_dropout.losses.elbo import TraceDropout_ELBO
-from pyro_dropout.training._steps.graph import compiled, trace
+from pyro_dropout.training._steps.graph import Compiled, trace
 from pyro_dropout.training._steps.randomness import KeyedRandomness, drawn_by, random_keys
 from pyro_dropout.training._steps.state import held_by, modules_of, still_held, unchanged
 from pyro_dropout.training._steps.update import Update
@@ -63,11 +63,12 @@ class Program:
         others = self.update.tensors if self.update else []
         function = self._loss if not gradients else self._gradients_of if update is None else self._step
         with unchanged(self.modules, self._alive, *others), pyro.validation_enabled(False):
+            self._numbers = self._count_numbers(args, kwargs)
             self.traced = trace(function, self.examples)
         self._function: Callable[..., Sequence[Tensor]] = torch.no_grad()(self.traced.module.forward)
 
-    def compile(self) -> None:
-        self._function = compiled(self.traced, self.examples)
+    def compile(self, wait: bool, say: Callable[[str, float], None]) -> None:
+        self._function = Compiled(self.traced, self.examples, wait, say)
 
     def __call__(self, key: Tensor, inputs: Sequence[Tensor]) -> Tensor:
         """Evaluates it once; gradients of the last call are kept for :meth:`accumulate`."""
@@ -93,18 +94,27 @@ class Program:
     def keys(self, number: int) -> Tensor:
         return random_keys(number, self._alive.device)
 
-    def is_current(self) -> bool:
-        """Whether parameters, buffers and optimiser's state are the tensors of the trace, and rates of 0 still 0."""
+    def is_current(self, others_ran: bool = False) -> bool:
+        """Whether parameters, buffers and optimiser's state are the tensors of the trace, and rates of 0 still 0.
+
+        :param others_ran: since its last call, programs that may update some of its parameters.
+        """
         return (
             still_stored(self._stored)
             and still_held(self._held)
             and not any(map(torch.count_nonzero, self._zeros))
-            and (self.update is None or self.update.is_current())
+            and (self.update is None or self.update.is_current(others_ran))
         )
+
+    def _count_numbers(self, args: Any, kwargs: Any) -> int:
+        """Random numbers of a run."""
+        with poutine.block(), torch.no_grad(), KeyedRandomness(self.examples[0]) as drawn:
+            self.loss.estimate(self.model, self.guide, *args, **kwargs)
+        return drawn.number
 
     def _loss(self, key: Tensor, *inputs: Tensor) -> list[Tensor]:
         args, kwargs = self._arguments(inputs)
-        with torch.no_grad(), KeyedRandomness(key):
+        with torch.no_grad(), KeyedRandomness(key, self._numbers):
             loss = self.loss.estimate(self.model, self.guide, *args, **kwargs)
         return [torch.stack([loss, torch.isfinite(loss).to(loss.dtype)])]
 
@@ -117,11 +127,11 @@ class Program:
         buffers = [[(b, b._version, b.clone()) for b in m._buffers.values() if b is not None] for m in self.modules]
         result, finite, found = self._differentiated(key, inputs)
         with torch.no_grad():
-            changed = [(t, t.clone()) for t in self.update.tensors]
+            changed = []
             for of_module in buffers:  # a batch norm's count says that the rest has changed too
                 if any(b._version != version for b, version, _ in of_module):
                     changed += [(b, old) for b, _, old in of_module]
-            self.update(found)
+            self.update(found, finite)
             for t, old in changed:
                 t.copy_(torch.where(finite, t, old))
             self._alive.copy_(finite)
@@ -130,7 +140,7 @@ class Program:
     def _differentiated(self, key: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor, Sequence[Tensor | None]]:
         """What a call returns, whether all is finite, and the gradient of each parameter, None of those without one."""
         args, kwargs = self._arguments(inputs)
-        with torch.enable_grad(), KeyedRandomness(key):
+        with torch.enable_grad(), KeyedRandomness(key, self._numbers):
             loss = self.loss.estimate(self.model, self.guide, *args, **kwargs)
         found = torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True)
         gradients = {p: g for p, g in zip(self.parameters.values(), found, strict=True) if g is not None}

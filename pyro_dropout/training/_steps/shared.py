@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 from pyro_dropout._memory import PeakMemory
 from pyro_dropout.guides.rates import zero_rates
 from pyro_dropout.training._steps.differences import check_alike, places_of
-from pyro_dropout.training._steps.graph import Traced, compiled, graph_of
+from pyro_dropout.training._steps.graph import Compiled, Traced, graph_of
 from pyro_dropout.training._steps.program import Program, step_program
 from pyro_dropout.training._steps.state import parameters_of
 from pyro_dropout.training._steps.update import Update
@@ -30,6 +30,7 @@ class Replicates:
     :param modules: of each, those of its model and guide.
     :param max_memory: bytes that a step may take, or None.
     :param backend: ``"inductor"`` or ``"eager"``.
+    :param wait: for the compiler.
     :param updates: of each; the first step makes them.
     :param stacks: tensors of all replicates in one, by path; the replicates' own are views of them.
     """
@@ -39,6 +40,7 @@ class Replicates:
     modules: list[list[nn.Module]]
     max_memory: int | None
     backend: str
+    wait: bool
     updates: list[Update] = field(default_factory=list)
     stacks: dict[str, Tensor] = field(default_factory=dict)
 
@@ -61,9 +63,12 @@ class SharedStep:
     :param replicates: what it has in common with steps of other arguments.
     :param alive: whose losses were finite so far.
     :param args, kwargs: arguments of the kind that calls will have, ``[R, ...]``.
+    :param say: is told an error, empty where there is none, and seconds, when compiling has ended.
     """
 
-    def __init__(self, replicates: Replicates, alive: Tensor, args: Any, kwargs: Any) -> None:
+    def __init__(
+        self, replicates: Replicates, alive: Tensor, args: Any, kwargs: Any, say: Callable[[str, float], None]
+    ) -> None:
         self.replicates = replicates
         arguments = [arguments_of(r, args, kwargs) for r in range(len(replicates))]
         functions = replicates.functions
@@ -79,7 +84,7 @@ class SharedStep:
         self.size, self.parts = self._sizes(first)
         self.device = first._alive.device
         self.tensors = self._tensors(first, places, alive)
-        self._function = self._compile(first)
+        self._function = self._compile(first, say)
         self.refresh()
 
     def _first(self, arguments: Any, parameters: list[dict[str, Tensor]]) -> Program:
@@ -186,7 +191,7 @@ class SharedStep:
             return Kind.BOUND
         return Kind.SHARED if all(torch.equal(t, tensors[0]) for t in tensors[1:]) else Kind.COPIED
 
-    def _compile(self, first: Program) -> Callable[..., Any]:
+    def _compile(self, first: Program, say: Callable[[str, float], None]) -> Callable[..., Any]:
         dims = (0,) * len(first.examples) + tuple(dim for _, dim in self.tensors)
         examples = [t.expand(self.size, *t.shape).contiguous() for t in first.examples]
         of_one_part = [t if dim is None else t[: self.size] for t, dim in self.tensors]
@@ -196,7 +201,7 @@ class SharedStep:
             module = graph_of(lambda *tensors: mapped(*tensors), [*examples, *copies])
         if self.replicates.backend == "eager":
             return torch.no_grad()(module.forward)
-        return compiled(Traced(module, of_one_part), examples)
+        return Compiled(Traced(module, of_one_part), examples, self.replicates.wait, say)
 
     # Calls
 

@@ -1,0 +1,261 @@
+"""Graphs as shared libraries: made by a child process, found again, and what happens when that goes wrong."""
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+from torch import nn
+
+from models.regression import Regression
+from pyro_dropout import AutoBernoulliDropout, CompiledSVI, RenyiDropout_ELBO, TraceDropout_ELBO
+from pyro_dropout.training._steps import library as library_module
+from pyro_dropout.training._steps.graph import Compiled, trace
+from pyro_dropout.training._steps.library import Library
+
+SLEEPS = """
+import subprocess, sys, threading
+sys.path.insert(0, {folder!r})
+import maker
+threading.Thread(target=maker._end_with_parent, daemon=True).start()
+subprocess.run(["sleep", "100"])
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Of libraries, empty."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiler"))
+    yield tmp_path / "compiler" / "pyro_dropout"
+    gc.collect()  # and no process is left
+    assert not children()
+
+
+@pytest.fixture
+def makes(tmp_path, monkeypatch):
+    """Replaces the program of the child process."""
+
+    def replace(text):
+        (tmp_path / "other.py").write_text(text)
+        folder = str(Path(library_module.maker.__file__).parent)
+        (tmp_path / "other.py").write_text(text.format(folder=folder))
+        monkeypatch.setattr(library_module.maker, "__file__", str(tmp_path / "other.py"))
+
+    return replace
+
+
+def data():
+    torch.manual_seed(0)
+    x = torch.randn(8, 3)
+    return x, x.sum(1)
+
+
+def svi_of(width=4, progress=False, **options):
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    model = Regression(3, 8, (width,))
+    guide = AutoBernoulliDropout(model, rate=0.2)
+    return CompiledSVI(model, guide, pyro.optim.Adam({"lr": 0.01}), progress=progress, **options)
+
+
+def state(svi):
+    return {name: parameter.detach().clone() for name, parameter in svi.guide.named_parameters()}
+
+
+def children():
+    """Processes that this one has started and that still run."""
+    listed = subprocess.run(
+        ["ps", "-ww", "-o", "pid=,stat=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True
+    )
+    lines = [line.split() for line in listed.stdout.splitlines() if "other.py" in line]
+    return [int(number) for number, stat, *_ in lines if stat != "Z"]
+
+
+def ends(process, seconds=10.0):
+    """Whether a process, by its number, ends within some seconds."""
+    for _ in range(int(seconds * 20)):
+        try:
+            stat = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if stat == "Z":
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_steps_go_on_until_it_is_made_and_later_ones_find_it(folder):
+    """Compiled for once: ten seconds of a compiler."""
+
+    def function(x, y):
+        held.add_(1)
+        return [x @ y + held, (x * y.sum()).exp()]
+
+    held = torch.zeros(())
+    x, y = torch.randn(6, 6), torch.randn(6, 6)
+    told = []
+    make = lambda wait: Compiled(trace(function, [x, y]), [x, y], wait, lambda *said: told.append(said))  # noqa: E731
+    first = make(wait=False)
+    assert not told
+    held.zero_()
+    before = first(x, y, held)
+    assert held == 1
+    first._library.wait()
+    after = first(x, y, held)
+    assert held == 2
+    assert told[0][0] == ""
+    torch.testing.assert_close(after[0], before[0] + 1)
+    torch.testing.assert_close(after[1], before[1])
+    assert [path.name for path in next(folder.iterdir()).iterdir()] == ["graph.so"]
+
+    held.fill_(1)
+    second = make(wait=False)
+    assert len(told) == 2  # at once
+    assert second._library is None
+    for ours, theirs in zip(second(x, y, held.fill_(1)), after, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_library_that_is_none_is_thrown_away(folder, monkeypatch):
+    x = torch.ones(3)
+    traced, told = trace(lambda x: [x + 1], [x]), []
+    with monkeypatch.context() as patch:
+        patch.setattr(Library, "_start", lambda self, request: None)
+        patch.setattr(Library, "poll", lambda self: False)
+        name = Compiled(traced, [x], False, None)._library.folder
+    name.mkdir(parents=True)
+    (name / "graph.so").write_bytes(b"no library")
+    function = Compiled(traced, [x], False, lambda *said: told.append(said))
+    assert "dlopen" in told[0][0]
+    assert not name.exists()
+    assert torch.equal(function(x)[0], x + 1)
+
+
+def test_other_graphs_have_other_names(folder, monkeypatch):
+    x, y = data()
+    found = []
+    monkeypatch.setattr(Library, "_start", lambda self, request: found.append(self.folder.name))
+    monkeypatch.setattr(Library, "poll", lambda self: False)
+
+    def make(prior=1.0, width=4, rate=0.2, optim=None, loss=None, dtype=torch.float32, activation=nn.Tanh):
+        pyro.clear_param_store()
+        model = Regression(3, 8, (width,), activation=activation).to(dtype)
+        guide = AutoBernoulliDropout(model, rate=rate)
+        svi = CompiledSVI(model, guide, optim or pyro.optim.Adam({"lr": 0.01}), loss, progress=False)
+        for _ in range(2):
+            svi.step(x.to(dtype), y.to(dtype))
+        return found.pop()
+
+    first = make()
+    same = [make(), make(optim=pyro.optim.Adam({"lr": 0.5})), make(rate=0.7)]  # which are tensors
+    assert all(name == first for name in same)
+    alpha = make(loss=RenyiDropout_ELBO(0.5, 3))
+    assert make(loss=RenyiDropout_ELBO(0.2, 3)) == alpha
+    others = [
+        *(make(width=5), make(dtype=torch.float64), make(activation=nn.ReLU), make(loss=TraceDropout_ELBO(2))),
+        *(make(optim=pyro.optim.Adam({"betas": (0.5, 0.9)})), make(optim=pyro.optim.SGD({"lr": 0.01})), alpha),
+        make(loss=RenyiDropout_ELBO(0.5, 4)),
+    ]
+    assert len({first, *others}) == 1 + len(others)
+
+
+def test_a_compiler_that_fails_leaves_the_steps_as_they_are(folder, makes):
+    makes("import sys; sys.exit('no space left on device')")
+    svi = svi_of()
+    arguments = data()
+    torch.manual_seed(1)
+    with pytest.warns(UserWarning, match="operation by operation, not compiled: .*no space left on device"):
+        losses = [svi.step(*arguments) for _ in range(3)]
+        assert ends(*children())
+        losses.append(svi.step(*arguments))
+    plain = svi_of(backend="eager")
+    torch.manual_seed(1)
+    assert losses == [plain.step(*arguments) for _ in range(4)]
+    assert not list(folder.iterdir())
+    assert not children()
+
+
+def test_no_place_for_libraries(folder, tmp_path):
+    (tmp_path / "compiler").write_text("a file where a folder should be")
+    svi = svi_of()
+    svi.step(*data())
+    with pytest.warns(UserWarning, match="the compiler failed .*(NotADirectory|FileExists)"):
+        svi.step(*data())
+    assert svi.step(*data()) > 0
+
+
+def test_interrupted_while_it_waits(folder, makes):
+    """No process is left, no parameter has changed, and the step can be taken again."""
+    makes(SLEEPS)
+    svi = svi_of(wait=True)
+    svi.step(*data())
+    before = state(svi)
+
+    seen = []
+
+    def interrupt(*_):
+        seen.extend(children())
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 1.5)
+        with pytest.raises(KeyboardInterrupt):
+            svi.step(*data())
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+    assert len(seen) == 1
+    assert not children()
+    assert not list(folder.iterdir())
+    for name, value in state(svi).items():
+        assert torch.equal(value, before[name])
+    svi.wait = False
+    assert svi.step(*data()) > 0
+
+
+def test_what_is_no_longer_wanted_ends(folder, makes):
+    makes(SLEEPS)
+    svi = svi_of()
+    for _ in range(3):
+        svi.step(*data())
+    (child,) = children()
+    del svi
+    gc.collect()
+    assert ends(child)
+    assert not list(folder.iterdir())
+
+
+PARENT = """
+import sys, time, torch
+sys.path[:0] = [{root!r}]
+from tests.training.test_library import data, library_module, svi_of
+library_module.maker.__file__ = {maker!r}
+svi = svi_of()
+for _ in range(3):
+    svi.step(*data())
+(program,) = [p for p in svi._programs.values() if hasattr(p, "traced")]
+print(program._function._library._child.pid, flush=True)
+time.sleep(100)
+"""
+
+
+def test_a_parent_that_is_killed_takes_the_compilers_along(folder, makes, tmp_path):
+    makes(SLEEPS)
+    root = str(Path(__file__).parents[2])
+    text = PARENT.format(root=root, maker=library_module.maker.__file__)
+    parent = subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True)
+    child = int(parent.stdout.readline())
+    time.sleep(1.0)
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(child)], capture_output=True, text=True)
+    compilers = [int(line) for line in listed.stdout.split()]
+    assert compilers
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    assert all(ends(process) for process in (child, *compilers))
