@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pyro
@@ -30,7 +31,9 @@ from pyro_dropout import (
     RenyiDropout_ELBO,
     TraceDropout_ELBO,
 )
+from pyro_dropout.training._steps import graph
 from tests.benchmarks import documents, numpyro_peer, peers
+from tests.benchmarks.jobs import jobs
 from tests.benchmarks.measure import Row, in_own_process, interleaved
 from tests.benchmarks.networks import networks
 from tests.benchmarks.predictions import functions, parts, predictions
@@ -152,7 +155,7 @@ def profile() -> list[Row]:
         ("13-1024-1024-1, batch 128", partial(peers.compiled_svi, 1024), (10, 128)),
         ("320 replicates of 13-50-1, batch 32", partial(peers.replicated_svi, 320), (320, 40, 32)),
     ):
-        with torch._inductor.config.patch({"cpp.enable_kernel_profile": True}):
+        with patch.dict(graph._OPTIONS, {"cpp.enable_kernel_profile": True}):
             svi = make()
             arguments = torch.randn(*shape, peers.FEATURES), torch.randn(*shape)
             svi.scan(*arguments)
@@ -189,7 +192,9 @@ def replicates(repeats: int, number: int = 320) -> list[Row]:
     svi.scan(*arguments)
     pyro.clear_param_store()
     model = Regression(peers.FEATURES, peers.SIZE, (50,))
-    one = CompiledSVI(model, AutoConcreteDropout(model, rate=peers.RATE), pyro.optim.Adam({"lr": 1e-3}), progress=False)
+    one = CompiledSVI(
+        model, AutoConcreteDropout(model, rate=peers.RATE), pyro.optim.Adam({"lr": 1e-3}), wait=True, progress=False
+    )
     alone = [t.expand(number, *t.shape) for t in (x, y)]
     one.scan(*alone)
     work = f"{number} replicates of {peers.FEATURES}-50-1, batch 32, a step / {number} compiled steps of one"
@@ -267,6 +272,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "parts": lambda options: parts(options.repeats),
     "networks": lambda options: networks(options.repeats),
     "compiled": lambda options: compiled(options.repeats),
+    "jobs": lambda options: jobs(options.repeats),
     "replicates": lambda options: replicates(max(3, options.repeats // 5)),
     "profile": lambda options: profile(),
     "scaling": lambda options: scaling(),

@@ -95,11 +95,14 @@ def svi_step(x: Tensor, y: Tensor, width: int) -> Callable[[], float]:
     return lambda: svi.step(x, y)
 
 
-def compiled_svi(width: int, guide: Callable = AutoConcreteDropout, loss: ELBO | None = None) -> CompiledSVI:
+def compiled_svi(
+    width: int, guide: Callable = AutoConcreteDropout, loss: ELBO | None = None, wait: bool = True
+) -> CompiledSVI:
     """``svi_step``, compiled."""
     pyro.clear_param_store()
     model = Regression(FEATURES, SIZE, (width, width))
-    return CompiledSVI(model, guide(model, rate=RATE), pyro.optim.Adam({"lr": 1e-3}), loss, progress=False)
+    adam = pyro.optim.Adam({"lr": 1e-3})
+    return CompiledSVI(model, guide(model, rate=RATE), adam, loss, wait=wait, progress=False)
 
 
 def compiled_steps(
@@ -125,7 +128,7 @@ def replicated_svi(replicates: int, loss: ELBO | None = None) -> ReplicatedSVI:
         model = Regression(FEATURES, SIZE, (50,))
         return model, AutoConcreteDropout(model, rate=RATE)
 
-    return ReplicatedSVI(make, [{}] * replicates, pyro.optim.Adam({"lr": 1e-3}), loss, progress=False)
+    return ReplicatedSVI(make, [{}] * replicates, pyro.optim.Adam({"lr": 1e-3}), loss, wait=True, progress=False)
 
 
 def normal_step(x: Tensor, y: Tensor, width: int) -> Callable[[], float]:

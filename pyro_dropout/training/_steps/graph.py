@@ -17,7 +17,7 @@ from pyro_dropout.training._steps.messages import first_line
 
 aten = torch.ops.aten
 _BROADCAST = 32  # entries that a number must be shared by for it to be worth a place in memory
-_CHUNK = 4096  # entries of a thread: a second one costs microseconds
+_OPTIONS = {"cpp.min_chunk_size": 4096}  # entries of a thread: a second one costs microseconds
 
 
 def _batch_norm(x: Tensor, weight: Any, bias: Any, mean: Any, variance: Any, *options: Any) -> Any:
@@ -133,7 +133,7 @@ class Compiled:
                 error = first_line(failure)
             say(error, time.perf_counter() - self._start)
             return
-        self._library = Library(graph, tensors, {"cpp.min_chunk_size": _CHUNK})
+        self._library = Library(graph, tensors, _OPTIONS)
         if wait:
             self._library.wait()
         self._look()

@@ -126,8 +126,15 @@ def _end(child: subprocess.Popen, work: Path) -> None:
 
 
 def _name(*what: Any) -> str:
-    """Of a graph for this PyTorch and processor."""
-    machine = (torch.__version__, torch.__config__.show(), platform.machine(), _processor(), sys.platform)
+    """Of a graph for this PyTorch and processor, made by this version of its maker."""
+    machine = (
+        Path(maker.__file__).read_bytes(),
+        torch.__version__,
+        torch.__config__.show(),
+        platform.machine(),
+        _processor(),
+        sys.platform,
+    )
     return hashlib.sha256(repr((what, machine)).encode()).hexdigest()
 
 
