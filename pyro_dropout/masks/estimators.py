@@ -168,7 +168,7 @@ def _antithetic_pair(mask: BernoulliMask, shape: torch.Size) -> tuple[Tensor, Te
     rate, dtype = mask.rate.detach(), mask.keep.dtype
     wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype  # half precision has no 0.9999
     u, rate = torch.rand((*shape, mask.units), dtype=wide, device=rate.device), rate.to(wide)
-    return u.to(dtype), torch.stack([u < 1 - rate, u > rate]).to(dtype)
+    return u.to(dtype), torch.stack([(u < 1 - rate).to(dtype), (u > rate).to(dtype)])
 
 
 ESTIMATORS: dict[str, GradientEstimator] = {"arm": ARM(), "disarm": DisARM(), "reinforce": Reinforce()}
