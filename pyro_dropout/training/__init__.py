@@ -4,9 +4,10 @@ Stock ``pyro.infer.SVI`` trains every guide of this package. ``CompiledSVI`` (``
 guide, loss, gradient and the optimiser's update traced once into one graph that is compiled; ``ReplicatedSVI``
 (``replicates``) maps that graph over many networks. ``checkpoint`` saves what training goes on from. The machinery is
 in ``_steps``, in this order: ``arguments`` (what is refused), ``randomness`` (numbers as a function of a key),
-``graph`` (what a function does to tensors), ``update`` (an optimiser's), ``state`` (what model and guide hold),
-``program`` (a whole step), ``differences`` and ``shared`` (the step of many replicates), ``messages``. The compiler and
-its tracing are called in ``internals`` alone, as PyTorch may change them.
+``graph`` (what a function does to tensors), ``library`` (a graph that another process compiles, with ``maker``),
+``update`` (an optimiser's), ``state`` (what model and guide hold), ``program`` (a whole step), ``differences`` and
+``shared`` (the step of many replicates), ``messages``. The compiler and its tracing are called in ``internals`` and in
+``maker`` alone, as PyTorch may change them.
 """
 
 from pyro_dropout.training.checkpoint import load_checkpoint, save_checkpoint

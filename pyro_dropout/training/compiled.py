@@ -32,9 +32,11 @@ class CompiledSVI(SVI):
     """``pyro.infer.SVI`` whose steps run as one compiled graph.
 
     The first step with arguments of a shape is an eager one, with all checks. At the second the loss, its gradients
-    and the optimiser's update are traced: they run once more in Python and are written down as operations on tensors,
-    which are compiled. From then on a step is one call of the result. Masks and all other random numbers are drawn
-    anew at every step, from a key that PyTorch's generator gives: ``pyro.set_rng_seed`` makes runs repeatable.
+    and the optimiser's update are traced: they run once more in Python and are written down as operations on tensors.
+    Another process compiles these, if none has before; steps run operation by operation until it has. From then on a
+    step is one call of the result. Masks and all other random numbers are drawn anew at every step, from a key that
+    PyTorch's generator gives: ``pyro.set_rng_seed`` makes runs repeatable, up to rounding, which changes when steps
+    are compiled; with ``wait=True`` to the last bit.
     Parameters and the optimiser's state are where they always are; guide, parameter store and checkpoints see no
     difference.
 

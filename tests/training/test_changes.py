@@ -392,3 +392,37 @@ def test_large_layers_and_sizes_that_depend_on_values():
     with pytest.warns(UserWarning, match=r"the size of what aten.index.Tensor returns depends on values"):
         svi.step(x)
     svi.step(-x)
+
+
+def with_a_part():
+    """A level that only some steps have."""
+    layers = net()
+
+    def model(x, y, part=True):
+        level = pyro.param("level", torch.tensor(0.3, dtype=F64)) if part else 0.0
+        shift = pyro.param("shift", torch.zeros(2, dtype=F64)) if part else torch.zeros(2, dtype=F64)
+        mean = layers(x).squeeze(-1)
+        with pyro.plate("data", len(x)):
+            return pyro.sample("obs", dist.Normal(mean + level + shift.sum(), 1.0), obs=y)
+
+    return model
+
+
+@pytest.mark.parametrize("optim", [pyro.optim.Adam, pyro.optim.RMSprop, pyro.optim.NAdam])
+def test_small_parameters_that_are_updated_unequally_often(optim):
+    """They are updated as one vector, with one count of steps, as long as their counts are the same."""
+
+    def happens(run):
+        for part in (True, True, True, False, False, False, True, True, True, False, True):
+            run("step", 2, run.x, run.y, part)
+        for name, p in pyro.get_param_store().named_parameters():  # by hand, one of them
+            if name == "shift":
+                p.grad = torch.ones_like(p)
+                run.optim([p])
+                p.grad = None
+        run("step", 3, run.x, run.y, True)
+
+    programs = assert_alike(happens, with_a_part, optim=lambda: optim({"lr": 0.05}))
+    assert len(programs) == 2
+    together = [sum(map(len, program.update.together)) for program in programs]
+    assert max(together) >= 6

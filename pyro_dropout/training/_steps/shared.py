@@ -97,6 +97,11 @@ class SharedStep:
             assert first.update is not None
             pairs = zip(optims, parameters[1:], strict=True)
             known += [first.update, *(Update(o, list(p.values()), first.update.fixed_rates) for o, p in pairs)]
+            for r, update in enumerate(known):
+                if update.together != known[0].together:
+                    raise ValueError(
+                        f"replicates 0 and {r} differ in which of their parameters have been updated equally often"
+                    )
             return first
         for update, found in zip(known, parameters, strict=True):
             if list(map(id, update.parameters)) != list(map(id, found.values())):

@@ -94,7 +94,7 @@ class Update:
         :raises NotImplementedError: an optimiser that counts in Python, whose count a graph would repeat.
         """
         before = self._contents()
-        alone = set(range(len(self.parameters)))
+        alone = list(range(len(self.parameters)))
         try:
             with self._capturable(), torch.no_grad():
                 for parameter, gradient in zip(self.parameters, gradients, strict=True):
@@ -103,9 +103,9 @@ class Update:
                     with_gradient = [i for i in members if gradients[i] is not None]
                     if len(with_gradient) > 1:
                         self._update_together(with_gradient, finite)
-                        alone -= set(with_gradient)
+                        alone = [i for i in alone if i not in with_gradient]
                 changed = [(t, t.clone()) for i in alone for t in self._tensors_of(i)]
-                self.optim([self.parameters[i] for i in sorted(alone)])
+                self.optim([self.parameters[i] for i in alone])
                 for t, value in changed:
                     t.copy_(torch.where(finite, t, value))
             if any(_differ(old, new) for old, new in zip(before, self._contents(), strict=True)):
