@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
+_as_traced = ContextVar("as_traced", default=False)
+
 
 def is_traced() -> bool:
     """Whether operations are being written down, for values that are not known yet."""
-    return get_proxy_mode() is not None
+    return get_proxy_mode() is not None or _as_traced.get()
+
+
+@contextmanager
+def as_traced() -> Iterator[None]:
+    """What runs inside does what it will do when it is traced."""
+    token = _as_traced.set(True)
+    try:
+        yield
+    finally:
+        _as_traced.reset(token)
 
 
 def holds(condition: Tensor, unknown: bool) -> bool:

@@ -41,7 +41,8 @@ def run(network: Network, call: Call) -> Any:
     plates = torch.Size()
     for name, slot in network.slots.items():
         shape = call.values[name].shape
-        plates = torch.broadcast_shapes(plates, shape[: len(shape) - slot.event_dim])
+        if len(shape) > slot.event_dim:
+            plates = torch.broadcast_shapes(plates, shape[: len(shape) - slot.event_dim])
     values = {name: _placed(value, network.slots[name], plates) for name, value in call.values.items()}
     plates = with_place_of_data(plates) if plates else plates
     call = call._replace(values=values, plates=plates, event_dims=_event_dims(network, call.args, plates))

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch._decomp import get_decompositions
 from torch._guards import TracingContext, tracing
-from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 
@@ -43,6 +42,8 @@ def capturable_anywhere() -> Iterator[None]:
 
 def compilers_folder() -> Path:
     """Where PyTorch's compiler keeps what it has compiled."""
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # loads it, which few processes need
+
     return Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or default_cache_dir())
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pyro_dropout._store import still_stored, stored
+from pyro_dropout._values import as_traced
 from pyro_dropout.guides.rates import zero_rates
 from pyro_dropout.losses.elbo import TraceDropout_ELBO
 from pyro_dropout.training._steps.graph import Compiled, trace
@@ -108,7 +109,7 @@ class Program:
 
     def _count_numbers(self, args: Any, kwargs: Any) -> int:
         """Random numbers of a run."""
-        with poutine.block(), torch.no_grad(), KeyedRandomness(self.examples[0]) as drawn:
+        with as_traced(), poutine.block(), torch.no_grad(), KeyedRandomness(self.examples[0]) as drawn:
             self.loss.estimate(self.model, self.guide, *args, **kwargs)
         return drawn.number
 
