@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 LONGEST = 60.0  # seconds between two numbers of steps
 CHUNK = 300  # steps of a scan
+COMPILES = 60.0  # seconds in which compiling ends
 
 
 def _torch_job(kind: str, width: int, batch: int) -> Callable[[int], None]:
@@ -23,8 +24,8 @@ def _torch_job(kind: str, width: int, batch: int) -> Callable[[int], None]:
 
     torch.manual_seed(0)
     x, y = torch.randn(batch, peers.FEATURES), torch.randn(batch)
-    if kind == "compiled":
-        svi = peers.compiled_svi(width, wait=False)
+    if kind in ("compiled", "made"):  # made: until it is compiled
+        svi = peers.compiled_svi(width, wait=kind == "made")
         return lambda number: svi.scan(*(t.expand(number, *t.shape) for t in (x, y)))
     step = peers.svi_step(x, y, width) if kind == "eager" else peers.hand_written_step(x, y, width)
     return lambda number: [step() for _ in range(number)]
@@ -51,7 +52,8 @@ def main(kind: str, width: int, started: float, numbers: list[int]) -> dict[int,
     done, seconds, speed = 0, {}, 0.0
     for number in numbers:
         before = time.time()
-        if done and speed * (number - done) > LONGEST:
+        compiles = kind == "compiled" and before - started < COMPILES
+        if done and not compiles and speed * (number - done) > LONGEST:
             seconds[number] = seconds[done] + speed * (number - done)
         else:
             while done < number:
@@ -59,6 +61,8 @@ def main(kind: str, width: int, started: float, numbers: list[int]) -> dict[int,
                 run(CHUNK)
                 done += CHUNK
                 speed = (time.time() - start) / CHUNK
+                if kind == "compiled" and time.time() - started < COMPILES:
+                    continue  # the speed will be another one
                 rest = speed * (number - done)
                 if rest > LONGEST and time.time() - before > LONGEST / 5:
                     break

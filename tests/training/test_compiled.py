@@ -113,12 +113,19 @@ FAST = {
     ("local", "rest normal", "elbo"),
     ("images", "concrete", "elbo"),
 }
+
+
+def _of_rows(model):
+    """Batch statistics mix rows."""
+    return "draw" if model == "batchnorm" else "elbo"
+
+
 COMBINATIONS = [
     pytest.param(model, guide, loss, id=f"{model}, {guide}, {loss}", marks=marks)
     for model in MODELS
     for guide in GUIDES
     for loss in LOSSES
-    if (model == "regression" or (guide in ("fixed", "concrete", "rest normal") and loss == "elbo"))
+    if (model == "regression" or (guide in ("fixed", "concrete", "rest normal") and loss == _of_rows(model)))
     and ("learned" in guide or guide == "shared" or loss not in ("arm", "reinforce", "alpha disarm"))
     and (guide != "normal" or loss in ("elbo", "alpha"))
     for marks in [() if (model, guide, loss) in FAST else pytest.mark.slow]
@@ -168,7 +175,7 @@ def test_with_the_same_masks_it_is_the_same(model, guide, loss, backend):
         assert names == list(gradients)
         for name, gradient in zip(names, program._gradients, strict=True):
             torch.testing.assert_close(
-                gradient, gradients[name], rtol=1e-6, atol=1e-6 * gradients[name].abs().max().item()
+                gradient, gradients[name], rtol=2e-5, atol=1e-6 * gradients[name].abs().max().item()
             )
         values.append(found)
     assert len(set(values)) >= 3  # few masks: some are the same
@@ -498,9 +505,8 @@ def test_losses_and_backends_that_are_none_raise():
         CompiledSVI(s.model, s.guide, pyro.optim.Adam({}), backend="cudagraphs")
 
 
-@pytest.mark.slow
 def test_it_says_what_it_compiled_twice_at_most(capsys, monkeypatch):
-    monkeypatch.setattr(Program, "compile", lambda self: None)
+    monkeypatch.setattr(Program, "compile", lambda self, wait, say: say("", 1.0))
     s = scenario("regression", "concrete", "elbo")
     svi = CompiledSVI(s.model, s.guide, pyro.optim.Adam({}), s.loss)
     x, y = s.args
@@ -508,7 +514,7 @@ def test_it_says_what_it_compiled_twice_at_most(capsys, monkeypatch):
         for _ in range(2):
             svi.step(x[:n], y[:n])
     first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith("CompiledSVI: compiled a step for (8, 3), (8,) in ")
+    assert first == "CompiledSVI: a step for (8, 3), (8,) is compiled, after 1.0 s"
     assert second.endswith("again; further times are not said")
 
 

@@ -141,7 +141,14 @@ class Compiled:
     def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
         if self._library is not None:
             self._look()
-        return self._function(*tensors)
+        if self._library is None:
+            return self._function(*tensors)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # the compiler has the other cores, for which threads would wait at each operation
+        try:
+            return self._function(*tensors)
+        finally:
+            torch.set_num_threads(threads)
 
     def _look(self) -> None:
         """Whether it has been compiled."""
