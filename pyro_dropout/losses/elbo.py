@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from enum import Enum
 from typing import Any
 
@@ -244,8 +244,12 @@ class TraceDropout_ELBO(ELBO):
         unknown = beside_data(_sample_sites(model_trace), guide_trace) - self._apart
         if unknown:
             self._apart |= self._of_no_mask(unknown, model, guide_trace, args, kwargs)
-            for name in unknown - self._apart:
-                raise ValueError(f"observed site {name!r} is in no data plate and depends on {self._needs_data}")
+            self._check_apart(unknown)
+
+    def _check_apart(self, names: Collection[str]) -> None:
+        """Raises where one of these sites in no plate of data is not known to depend on no mask."""
+        for name in sorted(set(names) - self._apart):
+            raise ValueError(f"observed site {name!r} is in no data plate and depends on {self._needs_data}")
 
     def _of_no_mask(self, names: set[str], model: Callable, guide_trace: Any, args: Any, kwargs: Any) -> set[str]:
         return apart(names, model, guide_trace, args, kwargs)

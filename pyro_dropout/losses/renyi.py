@@ -117,6 +117,7 @@ class RenyiDropout_ELBO(TraceDropout_ELBO):
         for site, log_prob in self._log_likelihoods(run):
             frames = [f for f in site["cond_indep_stack"] if f.name not in around_weights]
             if not frames:
+                self._check_apart([site["name"]])
                 terms.loss.append(-self._share(log_prob))
                 continue
             plates = frozenset((f.name, None if f.vectorized else f.counter) for f in frames)

@@ -262,7 +262,7 @@ class CompiledSVI(SVI):
         functions = (self.model, self.guide, self.elbo, args, kwargs)
         modules = self._modules
         if kind == "step" and self._changed_options > 2:
-            self._warn("the optimiser's options change, which are a part of what is compiled", "the update")
+            self._warn("the optimiser's options change, which are a part of what is compiled", "the update eagerly")
             return _Outcome.FAILED
         try:
             parameters = parameters_of(*functions, modules)
@@ -271,26 +271,26 @@ class CompiledSVI(SVI):
             else:
                 program = Program(*functions, parameters=parameters, gradients=kind != "loss", modules=modules)
         except Exception as error:
-            reason, what = "the model or its guide", "everything"
+            reason, what = "the model or its guide", "everything eagerly"
             if kind == "step":
                 with suppress(Exception):
                     Program(*functions, parameters=parameters, modules=modules)
-                    reason, what = "the optimiser's update", "the update"
+                    reason, what = "the optimiser's update", "the update eagerly"
             self._warn(f"{reason} cannot be traced ({first_line(error)})", what)
             return _Outcome.FAILED
         if self.backend == "inductor":
             program.compile(self.wait, partial(self._say, kind, shapes_of(args, kwargs)))
         return program
 
-    def _warn(self, reason: str, what: str = "everything", how: str = "eagerly") -> None:
+    def _warn(self, reason: str, what: str = "everything eagerly") -> None:
         if not self._warned:
-            warnings.warn(f"CompiledSVI runs {what} {how}: {reason}", stacklevel=2)
+            warnings.warn(f"CompiledSVI runs {what}: {reason}", stacklevel=2)
         self._warned = True
 
     def _say(self, kind: str, shapes: str, error: str, seconds: float) -> None:
         """Of compiling that has ended: once for each kind, and once that it can happen again."""
         if error:
-            self._warn(f"the compiler failed ({error})", f"a {kind} operation by operation, not", "compiled")
+            self._warn(f"the compiler failed ({error})", f"a {kind} operation by operation, not compiled")
         self._said[kind] = self._said.get(kind, 0) + 1
         if self.progress and not error and self._said[kind] <= 2:
             again = " again; further times are not said" if self._said[kind] == 2 else ""

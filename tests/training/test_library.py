@@ -90,35 +90,61 @@ def ends(process, seconds=10.0):
     return False
 
 
-def test_steps_go_on_until_it_is_made_and_later_ones_find_it(folder):
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_steps_go_on_until_it_is_made_and_later_ones_find_it(folder, two_threads):
     """Compiled for once: ten seconds of a compiler."""
 
-    def function(x, y):
+    def function(x, y, a, b):
         held.add_(1)
-        return [x @ y + held, (x * y.sum()).exp()]
+        large = [a @ a, a.T @ b, torch.addmm(b, a, b.T), torch.addmm(b, a, b, beta=2.0, alpha=3.0)]
+        return [x @ y + held, (x * y.sum()).exp(), *(product.tanh() for product in large)]
 
     held = torch.zeros(())
-    x, y = torch.randn(6, 6), torch.randn(6, 6)
-    told = []
-    make = lambda wait: Compiled(trace(function, [x, y]), [x, y], wait, lambda *said: told.append(said))  # noqa: E731
-    first = make(wait=False)
-    assert not told
-    held.zero_()
-    before = first(x, y, held)
-    assert held == 1
-    first._library.wait()
-    after = first(x, y, held)
-    assert held == 2
-    assert told[0][0] == ""
-    torch.testing.assert_close(after[0], before[0] + 1)
-    torch.testing.assert_close(after[1], before[1])
-    assert [path.name for path in next(folder.iterdir()).iterdir()] == ["graph.so"]
+    a, b = (torch.randn(128, 128, dtype=torch.float64) / 8 for _ in range(2))
+    exact = [(a @ a).tanh(), (a.T @ b).tanh(), (b + a @ b.T).tanh(), (2 * b + 3 * a @ b).tanh()]
+    inputs = [torch.randn(6, 6), torch.randn(6, 6), a.float(), b.float()]
+    told, threads = [], []
 
-    held.fill_(1)
-    second = make(wait=False)
+    def make():
+        return Compiled(trace(function, inputs), inputs, False, lambda *said: told.append(said))
+
+    def called(compiled):
+        held.fill_(1)
+        found = compiled(*inputs, held)
+        assert held == 2
+        return found
+
+    first = make()
+    assert not told
+    operations = first._function
+    first._function = lambda *tensors: threads.append(torch.get_num_threads()) or operations(*tensors)
+    before = called(first)
+    assert threads == [1]  # beside the compiler
+    assert torch.get_num_threads() == 2
+    first._library.wait()
+    after = called(first)
+    assert len(threads) == 1
+    assert told[0][0] == ""
+    for ours, theirs in zip(after, before, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    for ours, theirs in zip(after[2:], exact, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=0.0, atol=3e-6)
+    (library,) = folder.iterdir()
+    assert [path.name for path in library.iterdir()] == ["graph.so"]
+    if torch.backends.mkldnn.is_available():  # large products are oneDNN's
+        assert b"aoti_torch_cpu__linear_pointwise" in (library / "graph.so").read_bytes()
+
+    second = make()
     assert len(told) == 2  # at once
     assert second._library is None
-    for ours, theirs in zip(second(x, y, held.fill_(1)), after, strict=True):
+    for ours, theirs in zip(called(second), after, strict=True):
         assert torch.equal(ours, theirs)
 
 
@@ -190,6 +216,15 @@ def test_no_place_for_libraries(folder, tmp_path):
     with pytest.warns(UserWarning, match="the compiler failed .*(NotADirectory|FileExists)"):
         svi.step(*data())
     assert svi.step(*data()) > 0
+
+
+def test_a_child_that_cannot_start(folder, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    svi = svi_of()
+    svi.step(*data())
+    with pytest.warns(UserWarning, match="the compiler failed .*no/such/python"):
+        svi.step(*data())
+    assert not list(folder.iterdir())
 
 
 def test_interrupted_while_it_waits(folder, makes):

@@ -11,6 +11,7 @@ import hashlib
 import os
 import pickle
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -28,6 +29,8 @@ from torch.fx import GraphModule
 from pyro_dropout.training._steps import maker
 from pyro_dropout.training._steps.internals import compilers_folder, load_library
 
+_ERROR = re.compile(r"^[A-Za-z_][\w.]*: .+", re.MULTILINE)  # the line of a traceback that says what it was
+
 
 class Library:
     """The library of a graph, made if no process has made it yet.
@@ -43,6 +46,7 @@ class Library:
         self.folder = compilers_folder() / "pyro_dropout" / _name(graph.code, described, options, threads)
         self.error = ""
         self._child: subprocess.Popen | None = None
+        self._work: Path | None = None  # the child's folder
         if not self.is_made:
             request = {"graph": pickle.dumps(graph), "inputs": described, "options": options, "threads": threads}
             self._start(request)
@@ -64,6 +68,8 @@ class Library:
                 )
         except OSError as error:
             self.error = f"{type(error).__name__}: {error}"
+            if self._work is not None:
+                shutil.rmtree(self._work, ignore_errors=True)
             return
         self.stop = weakref.finalize(self, _end, self._child, self._work)
 
@@ -88,14 +94,16 @@ class Library:
 
     def _finish(self) -> None:
         assert self._child is not None
+        assert self._work is not None
         try:
             if self._child.returncode == 0:
                 (self._work / "messages").unlink()
                 if not self.is_made:  # nor made by another process meanwhile
                     self._work.rename(self.folder)
             else:
-                lines = (self._work / "messages").read_text(errors="replace").strip().splitlines()
-                self.error = lines[-1] if lines else f"the compiler's process ended with {self._child.returncode}"
+                said = (self._work / "messages").read_text(errors="replace").strip()
+                errors = _ERROR.findall(said) or said.splitlines()
+                self.error = errors[-1] if errors else f"its process ended with {self._child.returncode}"
         except OSError as error:
             self.error = f"{type(error).__name__}: {error}"
         self._child = None
