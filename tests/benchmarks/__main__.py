@@ -42,7 +42,7 @@ from tests.benchmarks.set_up import independence
 
 def steps(repeats: int) -> list[Row]:
     rows = []
-    for batch, width, calls, targets in ((32, 50, 40, ("1.6", "")), (128, 1024, 8, ("1.1", ""))):
+    for batch, width, calls, targets in ((32, 50, 40, ("1.6", "")), (128, 1024, 8, ("1.15", ""))):
         x, y = torch.randn(batch, peers.FEATURES), torch.randn(batch)
         shape = f"{peers.FEATURES}-{width}-{width}-1, batch {batch}"
         for name, make, target in (
@@ -90,7 +90,7 @@ def objectives(repeats: int) -> list[Row]:
 def compiled(repeats: int) -> list[Row]:
     """Compiled steps with the optimiser's update, against loops in PyTorch and NumPyro on the same data."""
     rows = []
-    for batch, width, calls, targets in ((32, 50, 100, ("0.15", "1.0")), (128, 1024, 10, ("0.4", "1.1"))):
+    for batch, width, calls, targets in ((32, 50, 100, ("0.15", "1.0")), (128, 1024, 10, ("0.45", "0.9"))):
         x, y = torch.randn(batch, peers.FEATURES), torch.randn(batch)
         shape = f"{peers.FEATURES}-{width}-{width}-1, batch {batch}"
         many = [t.expand(calls, *t.shape) for t in (x, y)]
@@ -142,7 +142,7 @@ def compiled(repeats: int) -> list[Row]:
         learned.scan(*many)
         work = f"{shape}: compiled DisARM / compiled fixed rates"
         rows.append(
-            together(work, partial(learned.scan, *many), partial(fixed.scan, *many), "≤ 2.2", steps=(calls, calls))
+            together(work, partial(learned.scan, *many), partial(fixed.scan, *many), "≤ 2.0", steps=(calls, calls))
         )
     return rows
 
