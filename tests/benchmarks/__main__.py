@@ -34,6 +34,7 @@ from pyro_dropout import (
 from pyro_dropout.training._steps import graph
 from tests.benchmarks import documents, numpyro_peer, peers
 from tests.benchmarks.jobs import jobs
+from tests.benchmarks.levers import levers
 from tests.benchmarks.measure import Row, in_own_process, interleaved
 from tests.benchmarks.networks import networks
 from tests.benchmarks.predictions import functions, parts, predictions
@@ -272,6 +273,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "parts": lambda options: parts(options.repeats),
     "networks": lambda options: networks(options.repeats),
     "compiled": lambda options: compiled(options.repeats),
+    "levers": lambda options: levers(options.repeats),
     "jobs": lambda options: jobs(options.repeats),
     "replicates": lambda options: replicates(max(3, options.repeats // 5)),
     "profile": lambda options: profile(),

@@ -61,6 +61,17 @@ def slowest(work: str, functions: Mapping[int, Callable], target: str, repeats: 
     return Row(work, *shown, _spread(ratios), target)
 
 
+def in_turn(work: str, functions: Mapping[str, Callable], repeats: int, steps: int) -> dict[str, float]:
+    """Median milliseconds of a step, of functions that make so many, all in turn, there and back."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for repeat in trange(repeats + 1, desc=work, disable=None, leave=False):
+        for name, function in list(functions.items())[:: 1 if repeat % 2 else -1]:
+            start = time.perf_counter()
+            function()
+            times[name].append((time.perf_counter() - start) / steps * 1e3)
+    return {name: statistics.median(found[1:]) for name, found in times.items()}
+
+
 def unused(make: Callable[[], Callable], calls: int) -> Callable[[], Any]:
     """Calls what ``make`` returns, each only once: first calls, of what was made before time is taken."""
     made = iter([make() for _ in range(calls)])
