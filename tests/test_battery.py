@@ -16,7 +16,7 @@ from pyro_dropout import (
     TraceDropout_ELBO,
 )
 from pyro_dropout.masks import BernoulliMask, ConcreteMask
-from tests.support.battery import EstimatorBattery, GuideBattery, LayerBattery, LossBattery, MaskBattery
+from tests.support.battery import EstimatorBattery, GuideBattery, LayerBattery, LossBattery, MaskBattery, OutputBattery
 
 F64 = torch.float64
 
@@ -189,3 +189,131 @@ class TestGroupedConvTranspose1d(LayerBattery):
 
     def x(self, n):
         return torch.randn(n, 4, 5, dtype=F64)
+
+
+class TestLinearOutputs(OutputBattery):
+    units_dim = -1
+
+    def net(self):
+        return nn.Linear(5, 4)
+
+    def x(self, n):
+        return torch.randn(n, 5, dtype=F64)
+
+
+class TestLinearOutputsOverTime(TestLinearOutputs):
+    plain = False  # time or plates? the layer cannot know
+
+    def x(self, n):
+        return torch.randn(n, 6, 5, dtype=F64)
+
+
+class TestConv1dOutputs(OutputBattery):
+    def net(self):
+        return nn.Conv1d(3, 5, 2, stride=2)
+
+    def x(self, n):
+        return torch.randn(n, 3, 7, dtype=F64)
+
+
+class TestConv2dOutputs(OutputBattery):
+    def net(self):
+        return nn.Conv2d(3, 4, 3, padding=1)
+
+    def x(self, n):
+        return torch.randn(n, 3, 5, 6, dtype=F64)
+
+
+class TestGroupedConv2dOutputs(OutputBattery):
+    def net(self):
+        return nn.Conv2d(4, 6, 3, groups=2)
+
+    def x(self, n):
+        return torch.randn(n, 4, 5, 6, dtype=F64)
+
+
+class TestConv3dOutputs(OutputBattery):
+    def net(self):
+        return nn.Conv3d(2, 3, 2)
+
+    def x(self, n):
+        return torch.randn(n, 2, 3, 4, 3, dtype=F64)
+
+
+class TestConvTranspose2dOutputs(OutputBattery):
+    def net(self):
+        return nn.ConvTranspose2d(3, 4, 3, stride=2)
+
+    def x(self, n):
+        return torch.randn(n, 3, 5, 4, dtype=F64)
+
+    def by_unit(self, name, loc):
+        return loc.unbind(0 if name == "bias" else 1)
+
+
+class TestGroupedConvTranspose1dOutputs(OutputBattery):
+    def net(self):
+        return nn.ConvTranspose1d(4, 6, 3, groups=2)
+
+    def x(self, n):
+        return torch.randn(n, 4, 5, dtype=F64)
+
+    def by_unit(self, name, loc):
+        if name == "bias":
+            return loc.unbind(0)
+        return [loc[2 * group : 2 * group + 2, k] for group in range(2) for k in range(3)]
+
+
+class TestEmbeddingOutputs(OutputBattery):
+    units_dim = -1
+    both = plain = False
+
+    def net(self):
+        return nn.Embedding(7, 4)
+
+    def x(self, n):
+        return torch.randint(7, (n, 3))
+
+    def by_unit(self, name, loc):
+        return loc.unbind(1)
+
+
+class TestBatchNorm2dOutputs(OutputBattery):
+    both = False
+
+    def net(self):
+        return nn.BatchNorm2d(4)
+
+    def x(self, n):
+        return torch.randn(n, 4, 3, 2, dtype=F64)
+
+
+class TestBatchNorm1dOutputs(OutputBattery):
+    both = False
+
+    def net(self):
+        return nn.BatchNorm1d(4)
+
+    def x(self, n):
+        return torch.randn(n, 4, dtype=F64)
+
+
+class TestLayerNormOutputs(OutputBattery):
+    units_dim = -1
+    both = plain = False
+
+    def net(self):
+        return nn.LayerNorm(4)
+
+    def x(self, n):
+        return torch.randn(n, 3, 4, dtype=F64)
+
+
+class TestGroupNormOutputs(OutputBattery):
+    both = False
+
+    def net(self):
+        return nn.GroupNorm(2, 6)
+
+    def x(self, n):
+        return torch.randn(n, 6, 3, 2, dtype=F64)

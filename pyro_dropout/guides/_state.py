@@ -60,7 +60,7 @@ def unknown_sites(trace: Any, loaded: Mapping[str, Any]) -> list[str]:
     They are data that this first call, a prediction, does not observe. A parameter of the guide of the rest ends in its
     site's name: ``rest.precision`` of ``AutoDelta``, ``rest.locs.precision`` of ``AutoNormal``.
     """
-    paths = ["." + name.removesuffix("_unconstrained") for name in loaded if name.startswith("rest.")]
+    paths = ["." + name.removesuffix("_unconstrained") for name in loaded if name.startswith(("rest.", "locs."))]
     latents = [name for name, site in trace.iter_stochastic_nodes() if not is_weight(site)]
     unknown = [name for name in latents if not any(path.endswith("." + name) for path in paths)]
     return unknown if loaded and len(unknown) < len(latents) else []

@@ -22,26 +22,37 @@ class AutoBernoulliDropout(DropoutGuide):
     learned and starts from the module's own weights. Biases, precisions and whatever else is latent go to
     ``rest``.
 
+    With ``units="output"`` it is the layer's output units that are dropped, ``W = diag(z) · loc / (1 - rate)``, and its
+    bias with them: dropout *behind* a layer, as before batch normalisation, a concatenation or a residual sum. The
+    layer has one mask site, ``net.0.output.mask`` (that of input units is ``net.0.weight.mask``), and is
+    ``"net.0.output"`` in ``rate`` and :meth:`~DropoutGuide.rates`.
+
     With ``learnable=True`` the keep logits, :math:`\mathrm{rate} = \sigma(-a)`, are parameters too. A hard mask has
     no derivative, so the loss estimates their gradient: see ``gradient`` of
     :class:`~pyro_dropout.TraceDropout_ELBO`. Stock ``Trace_ELBO`` and ``TraceGraph_ELBO`` use the score function.
 
     :param model: a Pyro model; it does not know about dropout.
     :param rate: probability of *dropping* a unit, in [0, 1): a number, a tensor with one per unit, or a mapping
-        or function from site name to either. 0 makes a site deterministic, also if rates are learned; else it is
+        or function from a mask's name to either. 0 makes a site deterministic, also if rates are learned; else it is
         where learning starts. (MC's p is ``1 - rate``.)
     :param learnable: learn the rates, one per site unless ``per_unit`` or ``shared``.
     :param per_unit: learn one rate per unit.
     :param shared: learn one rate for the whole network (LBD section 3.2.1).
+    :param units: which units are masked: ``"input"``, ``"output"``, ``"both"`` (by two masks), or ``"branch"``, one
+        unit for all outputs of a layer (stochastic depth); ``("input", "branch")`` for both of these. Of all weights,
+        or a mapping from weight sites or layers (``"net.0.weight"``, ``"net.0"``; the others have input units), or a
+        function of a weight site. Scales and shifts of batch (running statistics), layer and group normalisation have
+        output units too, where a mapping or function names them.
     :param rest: makes the guide of all other latents from a model: ``AutoDelta``, ``AutoNormal``, a partial.
     :param init_loc_fn: Pyro initialisation strategy; it may return None to leave a site to ``rest``.
     :param create_plates: as for any AutoGuide, for subsampling plates around latents.
     :raises ValueError: ``per_unit`` or ``shared`` without ``learnable``, or both; at the first call: no weight sites,
-        a rate outside [0, 1) or of a wrong shape, a name that is no site, rates to share that differ.
+        a rate outside [0, 1) or of a wrong shape, a name that is no site, rates to share that differ, output units of
+        a recurrent layer or of parameters that layers share.
 
     Example::
 
-        >>> import torch
+        >>> import pyro, torch
         >>> from pyro_dropout import BayesianModule
         >>> model = BayesianModule(torch.nn.Linear(3, 1))
         >>> guide = AutoBernoulliDropout(model, rate=0.25)
@@ -49,6 +60,12 @@ class AutoBernoulliDropout(DropoutGuide):
         torch.Size([3])
         >>> guide.rates()
         {'weight': tensor(0.2500)}
+        >>> pyro.clear_param_store()
+        >>> guide = AutoBernoulliDropout(model, rate=0.25, units="output")
+        >>> {name: value.mask.shape for name, value in guide(torch.zeros(5, 3)).items()}
+        {'weight': torch.Size([1]), 'bias': torch.Size([1])}
+        >>> guide.rates()
+        {'output': tensor(0.2500)}
     """
 
     def __init__(
@@ -81,6 +98,7 @@ class AutoConcreteDropout(DropoutGuide):
     :param temperature: t of CD eq. 5. At 0.1 the mean of ``z / keep`` is 0.9985 at rate 0.1; at 2/3 it is 0.950.
     :param per_unit: learn one rate per unit instead of one per site.
     :param shared: learn one rate for the whole network.
+    :param units: which units are masked, ``"input"`` or ``"output"``, as in :class:`AutoBernoulliDropout`.
     :param rest: makes the guide of all other latents.
     :param init_loc_fn: Pyro initialisation strategy.
     :param create_plates: as for any AutoGuide.

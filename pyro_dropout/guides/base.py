@@ -22,15 +22,16 @@ from torch import Tensor
 from pyro_dropout._checks import as_numbers, check_flags, check_functions, said
 from pyro_dropout._failures import said_of_arguments
 from pyro_dropout._modes import are_borrowed, unchanged_buffers
-from pyro_dropout._sites import has_real_support, is_weight
+from pyro_dropout._sites import has_real_support
 from pyro_dropout._store import store_kept_on_failure
 from pyro_dropout._values import is_traced
+from pyro_dropout.guides._sides import checked_sides, masks_of
 from pyro_dropout.guides._state import adopt, leaf_of, make_room, tensors_of, unknown_sites, value_at
 from pyro_dropout.guides.initialization import init_to_module
 from pyro_dropout.masks.distributions import BernoulliMask, Mask
 from pyro_dropout.weights.delta import MaskedDelta
 from pyro_dropout.weights.units import MaskedUnits
-from pyro_dropout.weights.weight import MaskedWeight
+from pyro_dropout.weights.weight import MaskedWeight, Switch
 
 _SHARED = "shared"  # the name of the logit of a network with one rate
 
@@ -48,6 +49,7 @@ class DropoutGuide(AutoGuide):
     :param learnable: learn the rates: one per site, or as the next two say.
     :param per_unit: learn one rate per unit.
     :param shared: learn one rate for the whole network.
+    :param units: which units are masked, as in :class:`~pyro_dropout.AutoBernoulliDropout`.
     :param rest: makes the guide of all other latents from a model.
     :param init_loc_fn: Pyro initialisation strategy.
     :param create_plates: as for any AutoGuide.
@@ -78,6 +80,7 @@ class DropoutGuide(AutoGuide):
         learnable: bool,
         per_unit: bool = False,
         shared: bool = False,
+        units: Any = "input",
         rest: Callable = AutoDelta,
         init_loc_fn: Callable = init_to_module,
         create_plates: Callable | None = None,
@@ -91,10 +94,12 @@ class DropoutGuide(AutoGuide):
         if (per_unit or shared) and not learnable:
             raise ValueError("per_unit and shared say how rates are learned: give learnable=True too")
         super().__init__(InitMessenger(init_loc_fn)(model), create_plates=create_plates)
-        self._rate = rate
+        self._rate, self._sides = rate, checked_sides(units)
         self.learnable, self.per_unit, self.shared = learnable, per_unit, shared
         self._make_rest = rest
-        self._units: dict[str, MaskedUnits] = {}
+        self._masks: dict[
+            str, list[tuple[str, MaskedUnits]]
+        ] = {}  # of each weight: names of its masks, and their units
         self._snapshots: dict[str, Tensor] = {}
         self._at_zero: dict[str, bool] = {}  # whether a fixed rate was 0 for all units, when it was last looked at
         self.locs = PyroModule()
@@ -148,17 +153,19 @@ class DropoutGuide(AutoGuide):
             self._model = (poutine.block(self.model, hide=unknown),)
             super()._setup_prototype(*args, **kwargs)
         sites = dict(self.prototype_trace.iter_stochastic_nodes())
-        weights = {name: site for name, site in sites.items() if is_weight(site)}
-        if not weights:
+        self._masks = masks_of(sites, self._sides)
+        if not self._masks:
             raise ValueError(
                 f"{type(self).__name__} found no weight site, that is none with two or more event dimensions; found "
                 f"{', '.join(sites) or 'no latent sites'}: declare weights with .to_event(2), or use BayesianModule"
             )
-        rates = _resolve_rates(self._rate, list(weights))
-        for name, site in weights.items():
-            self._add_weight(name, site, rates[name])
-        if len(weights) < len(sites):
-            rest = self._make_rest(poutine.block(self.model, hide_fn=is_weight))
+        rates = _resolve_rates(
+            self._rate, list(dict.fromkeys(key for masks in self._masks.values() for key, _ in masks))
+        )
+        for name in self._masks:
+            self._add_weight(name, sites[name], rates)
+        if len(self._masks) < len(sites):
+            rest = self._make_rest(poutine.block(self.model, hide=list(self._masks)))
             if not callable(rest):
                 raise TypeError(f"rest must make a guide from a model, but made {said(rest)}")
             self.rest = rest if isinstance(rest, AutoGuide) else AutoCallable(self.model, rest)
@@ -166,14 +173,14 @@ class DropoutGuide(AutoGuide):
                 rest._setup_prototype(*args, **kwargs)
         if loaded:
             adopt(self, loaded)
-        if all(self._never_drops(name) for name in weights):
+        if all(map(self._never_drops, rates)):
             warnings.warn(
-                f"{type(self).__name__} has rate 0 at every site ({', '.join(weights)}), so that all draws of these "
+                f"{type(self).__name__} has rate 0 at every site ({', '.join(rates)}), so that all draws of these "
                 "weights are the same and predictions have no epistemic part: give rate, a number or one by site",
                 stacklevel=2,
             )
 
-    def _add_weight(self, name: str, site: Any, rate: Any) -> None:
+    def _add_weight(self, name: str, site: Any, rates: dict[str, Any]) -> None:
         fn = site["fn"]
         if not has_real_support(fn):
             raise ValueError(
@@ -190,19 +197,23 @@ class DropoutGuide(AutoGuide):
             full_size = frame.full_size or frame.size
             if full_size != frame.size:
                 loc = periodic_repeat(loc, full_size, frame.dim - fn.event_dim).contiguous()
-        units = site["infer"].get("masked_units") or MaskedUnits(fn.event_dim)
-        count = units.count(fn.event_shape)
+        self._set_parameter(self.locs, name, loc, fn.event_dim)
+        for key, units in self._masks[name]:
+            if (
+                value_at(self.rate_buffers, key) is None and value_at(self.logits, key) is None
+            ):  # else a bias's weight has it
+                self._add_rate(key, rates[key], loc, units)
+
+    def _add_rate(self, name: str, rate: Any, loc: Tensor, units: MaskedUnits) -> None:
+        """Keeps a mask's initial rate: as a buffer, or as the logit that is learned."""
+        batch_shape, event_shape = loc.shape[: -units.event_dim], loc.shape[-units.event_dim :]
+        count = units.count(event_shape)
         try:
             rate = torch.as_tensor(rate, dtype=loc.dtype, device=loc.device)
             BernoulliMask(rate, units=count)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"site {name!r}: rate {rate!r} is not usable: {error}") from error
-        self._units[name] = units
-        self._set_parameter(self.locs, name, loc, fn.event_dim)
-        self._add_rate(name, rate.reshape(1) if rate.dim() == 0 else rate, loc.shape[: -fn.event_dim], count)
-
-    def _add_rate(self, name: str, rate: Tensor, batch_shape: torch.Size, units: int) -> None:
-        """Keeps a site's initial rate: as a buffer, or as the logit that is learned."""
+        rate = rate.reshape(1) if rate.dim() == 0 else rate
         if not self.learnable or not bool(rate.any()):
             leaf, attribute = leaf_of(self.rate_buffers, name)
             leaf.register_buffer(attribute, rate)
@@ -210,7 +221,7 @@ class DropoutGuide(AutoGuide):
         if not bool(rate.all()):
             raise ValueError(f"site {name!r}: a learned rate cannot start at 0 for some units and not for others")
         logits = torch.log1p(-rate) - rate.log()
-        logits = logits.expand(batch_shape + (units if self.per_unit or rate.shape[-1] > 1 else 1,)).clone()
+        logits = logits.expand(batch_shape + (count if self.per_unit or rate.shape[-1] > 1 else 1,)).clone()
         if not self.shared:
             self._set_parameter(self.logits, name, logits, event_dim=1)
             return
@@ -237,24 +248,35 @@ class DropoutGuide(AutoGuide):
                 return self.forward(*args, **kwargs)
         plates = self._create_plates(*args, **kwargs)
         result: dict[str, Tensor] = {}
-        for name, units in self._units.items():
+        drawn: dict[str, tuple[Tensor, Tensor]] = {}
+        for name in self._masks:
             site = self.prototype_trace.nodes[name]
             with ExitStack() as stack:
                 for frame in site["cond_indep_stack"]:
                     stack.enter_context(plates[frame.name])
-                loc = self._loc(name)
-                count = units.count(site["fn"].event_shape)
-                if self._never_drops(name):
-                    weight = MaskedWeight(loc, loc.new_ones(count), loc.new_ones(1), units, name, masked=False)
-                else:
-                    mask = self._mask(name, count)
-                    z = pyro.sample(name + ".mask", mask, infer={"is_auxiliary": True})
-                    weight = MaskedWeight(loc, z, mask.keep, units, name)
+                weight = self._weight(name, site["fn"].event_shape, drawn)
                 result[name] = pyro.sample(name, MaskedDelta(weight, self.relaxed))
         rest = self._modules.get("rest")
         if rest is not None:
             result.update(rest(*args, **kwargs))
         return result
+
+    def _weight(self, name: str, shape: torch.Size, drawn: dict[str, tuple[Tensor, Tensor]]) -> MaskedWeight:
+        """The masked weight of a site, with masks that are drawn, each once for all sites that share it."""
+        loc, switches = self._loc(name), []
+        for key, units in self._masks[name]:
+            if self._never_drops(key):
+                continue
+            if key not in drawn:
+                mask = self._mask(key, units.count(shape))
+                drawn[key] = pyro.sample(key + ".mask", mask, infer={"is_auxiliary": True}), mask.keep
+            switches.append(Switch(*drawn[key], units, key))
+        if not switches:
+            units = self._masks[name][0][1]
+            return MaskedWeight(loc, loc.new_ones(units.count(shape)), loc.new_ones(1), units, name, masked=False)
+        first, *others = switches
+        other = others[0] if others else None
+        return MaskedWeight(loc, first.mask, first.keep, first.units, name, other=other, mask_name=first.name)
 
     def _loc(self, name: str) -> Tensor:
         """The mean weight: where gradients are taken, or draws are not kept, the parameter itself, else a copy.
@@ -272,8 +294,15 @@ class DropoutGuide(AutoGuide):
         return known
 
     def rates(self) -> dict[str, Tensor]:
-        """Current probability of dropping, by site: a number, or one per unit."""
-        names = [name.removesuffix("_unconstrained") for name, _ in self.locs.named_parameters()]
+        """Current probability of dropping, by mask: a number, or one per unit.
+
+        The mask of a weight's input units has the weight's name, that of a layer's output units the layer's and
+        ``.output``.
+        """
+        names = list(dict.fromkeys(key for masks in self._masks.values() for key, _ in masks))
+        if not names:  # before the first call, of a state that was loaded
+            trees = (self.rate_buffers.named_buffers(), (self.locs if self.shared else self.logits).named_parameters())
+            names = list(dict.fromkeys(name.removesuffix("_unconstrained") for tree in trees for name, _ in tree))
         rates = {name: self._mask(name, units=1).rate.detach().clone() for name in names}
         return {name: rate.squeeze(-1) if rate.shape[-1] == 1 else rate for name, rate in rates.items()}
 
@@ -285,7 +314,7 @@ class DropoutGuide(AutoGuide):
         elementwise median of a two-point distribution would be 0 or ``loc / keep``.
         """
         self._check_called()
-        result = {name: value_at(self, "locs." + name).clone() for name in self._units}
+        result = {name: value_at(self, "locs." + name).clone() for name in self._masks}
         if hasattr(self, "rest"):
             self._create_plates(*args, **kwargs)
             result.update(self.rest.median(*args, **kwargs))
@@ -306,10 +335,11 @@ class DropoutGuide(AutoGuide):
         levels = _checked_quantiles(quantiles)
         self._create_plates(*args, **kwargs)
         result = {}
-        for name, units in self._units.items():
+        for name, masks in self._masks.items():
             loc = value_at(self, "locs." + name)
+            key, units = self._one_mask(name, masks)
             event_shape = loc.shape[-units.event_dim :]
-            mask = self._mask(name, units.count(event_shape))
+            mask = self._mask(key, units.count(event_shape))
             q = levels.to(loc).reshape(-1, *(1,) * mask.keep.dim())
             z, mirrored = (units.spread(mask.icdf(p) / mask.keep, event_shape) for p in (q, 1 - q))
             result[name] = torch.where(loc > 0, loc * z, loc * mirrored)
@@ -323,6 +353,15 @@ class DropoutGuide(AutoGuide):
                 raise NotImplementedError(f"{type(self.rest).__name__}, the guide of the rest, has no quantiles")
         return result
 
+    def _one_mask(self, name: str, masks: list[tuple[str, MaskedUnits]]) -> tuple[str, MaskedUnits]:
+        """The mask of a weight that has no second one."""
+        active = [mask for mask in masks if not self._never_drops(mask[0])]
+        if len(active) > 1:
+            raise NotImplementedError(
+                f"weight {name!r} has masks of input and of output units, whose quantiles are not known"
+            )
+        return (active or masks)[0]
+
     def _check_called(self) -> None:
         if self.prototype_trace is None:
             raise ValueError(f"this {type(self).__name__} has no parameters before its first call: call it with data")
@@ -335,7 +374,7 @@ class DropoutGuide(AutoGuide):
             parameter.__dict__.pop("unconstrained", None)
         state = {**self.__dict__, "_model": (None,), "master": None, "_snapshots": {}}
         if self.prototype_trace is not None:  # what is needed only before the first call (and may be a lambda)
-            state.update(_rate=None, _make_rest=None)
+            state.update(_rate=None, _sides=None, _make_rest=None)
         return state
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DropoutGuide:
@@ -363,7 +402,7 @@ def _resolve_rates(rate: Any, names: list[str]) -> dict[str, Any]:
         unknown, missing = sorted(rate.keys() - set(names), key=str), sorted(set(names) - rate.keys())
         if unknown or missing:
             raise ValueError(
-                f"rate must name the weight sites {', '.join(names)}; found no such site {unknown}, missing {missing}"
+                f"rate must name the masks, {', '.join(names)}; found no such site {unknown}, missing {missing}"
             )
         return dict(rate)
     return {name: rate(name) if callable(rate) else rate for name in names}

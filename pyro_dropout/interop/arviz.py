@@ -193,9 +193,9 @@ def _from_trace(trace: Any, one: Any, nesting: int, num_samples: int) -> _Export
         elif is_of_network(one.nodes[name]):
             dense = value.dense() if isinstance(value, MaskedWeight) else value
             draws.weights[name] = _in_plates(dense, fn.event_dim, plates, nesting, number)
-            if isinstance(value, MaskedWeight):
-                mask: Any = value.mask
-                draws.weights[name + ".mask"] = _in_plates(mask, 1, plates, nesting, number)
+            for switch in value.switches if isinstance(value, MaskedWeight) else ():
+                mask: Any = switch.mask
+                draws.weights[switch.name + ".mask"] = _in_plates(mask, 1, plates, nesting, number)
         else:
             draws.small[name] = _in_plates(value, fn.event_dim, plates, nesting, number)
     return draws

@@ -54,4 +54,5 @@ class Again:
 
 def _datum_masks(values: dict[str, Tensor]) -> list[DatumMask]:
     weights = [value for value in values.values() if isinstance(value, MaskedWeight)]
-    return [weight.mask for weight in weights if isinstance(weight.mask, DatumMask)]
+    masks = [switch.mask for weight in weights for switch in weight.switches]
+    return list({id(mask): mask for mask in masks if isinstance(mask, DatumMask)}.values())  # a bias has its weight's

@@ -19,11 +19,10 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 import pyro_dropout._settings as settings
 from pyro_dropout._values import drop_equal
-from pyro_dropout.masks.datum import DatumMask
 from pyro_dropout.nn._call import Call, Network
 from pyro_dropout.nn._merging import Trunk, merge_batch, trunk_of
 from pyro_dropout.nn._mixing import mixes_rows
-from pyro_dropout.nn.slots import CONVOLUTIONS, Slot
+from pyro_dropout.nn.slots import CONVOLUTIONS, NORMALISATIONS, Slot
 from pyro_dropout.weights.shapes import has_place_of_data, with_place_of_data
 from pyro_dropout.weights.weight import MaskedWeight
 
@@ -75,16 +74,20 @@ def _placed(value: Tensor, slot: Slot, plates: torch.Size) -> Tensor:
 def _must_map(slot: Slot, name: str, values: dict[str, Tensor], places: dict[tuple[nn.Module, str], str]) -> bool:
     """Whether a value has batch dimensions that its layer cannot take with the batch of the data.
 
-    Linear, convolutional and recurrent layers with a masked weight can, with the bias of this weight; nothing else can.
+    Linear, convolutional and recurrent layers with a masked weight can, with the bias of this weight; embeddings and
+    normalisation layers whose output units are masked; nothing else can.
 
     :param places: names of values by layer and attribute.
     """
     if len(values[name].shape) == slot.event_dim:
         return False
     for layer, attribute in slot.owners:
+        weight = values.get(places.get((layer, attribute.replace("bias", "weight")), ""))
         takes_draws = isinstance(layer, (nn.Linear, *CONVOLUTIONS)) or type(layer) in _RECURRENT  # not what is like one
-        weight = places.get((layer, attribute.replace("bias", "weight")), "")
-        if not (takes_draws and isinstance(values.get(weight), MaskedWeight)):
+        if isinstance(layer, (nn.Embedding, *NORMALISATIONS)) and isinstance(weight, MaskedWeight):
+            takes_draws = weight.along(weight.units.event_dim - 1) is not None and weight.other is None
+            takes_draws = takes_draws and weight.loc.dim() == weight.units.event_dim
+        if not (takes_draws and isinstance(weight, MaskedWeight)):
             return True
     return False
 
@@ -154,7 +157,7 @@ def _draws_at_once(network: Network, call: Call, mapped: bool) -> int:
     if (
         torch.is_grad_enabled()
         or first == 1
-        or any(isinstance(v, MaskedWeight) and isinstance(v.mask, DatumMask) for v in call.values.values())
+        or any(isinstance(v, MaskedWeight) and v.per_datum for v in call.values.values())
         or network.trains_batch_norm
     ):
         return first

@@ -21,7 +21,7 @@ from pyro_dropout._modes import trial_run
 from pyro_dropout._values import is_traced, same_values
 from pyro_dropout.nn._call import Call, Network
 from pyro_dropout.weights.shapes import BatchDims
-from pyro_dropout.weights.weight import MaskedWeight
+from pyro_dropout.weights.weight import MaskedWeight, Switch
 
 _DRAWS, _ROWS = 2, 3  # of the trial: with one of either, or as many, wrong shapes might fit
 
@@ -201,8 +201,15 @@ class _Activations:
 def _two_draws(value: Tensor, event_dim: int) -> Tensor:
     """Of the first entry of all plates: a dense value, or a masked weight with two masks of real numbers."""
     if not isinstance(value, MaskedWeight):
-        return value.detach()[(0,) * (value.dim() - event_dim)]
-    loc, keep = value.loc.detach(), value.keep.detach()
-    loc, keep = loc[(0,) * (loc.dim() - event_dim)], keep[(0,) * (keep.dim() - 1)]
-    mask = loc.new_empty(_DRAWS, 1, value.units.count(value.event_shape)).uniform_(0.5, 1.0)
-    return value.replace(loc=loc, keep=keep, mask=mask)
+        return _first_entry(value.detach(), event_dim)
+    loc = value.loc.detach()
+
+    def of_switch(switch: Switch) -> Switch:
+        mask = loc.new_empty(_DRAWS, 1, switch.units.count(value.event_shape)).uniform_(0.5, 1.0)
+        return switch._replace(mask=mask, keep=_first_entry(switch.keep.detach(), 1))
+
+    return value.with_switches(of_switch, loc=_first_entry(loc, event_dim))
+
+
+def _first_entry(t: Tensor, event_dim: int) -> Tensor:
+    return t[(0,) * (t.dim() - event_dim)]

@@ -18,7 +18,7 @@ from pyro_dropout._rows import mixes
 from pyro_dropout._values import is_traced
 from pyro_dropout.masks.datum import DatumMask, LeafSource
 from pyro_dropout.nn._call import Call, Network
-from pyro_dropout.weights.weight import MaskedWeight
+from pyro_dropout.weights.weight import MaskedWeight, Switch
 
 
 def mixes_rows(network: Network, call: Call) -> bool:
@@ -64,8 +64,15 @@ def _first(value: Tensor, event_dim: int, masks: LeafSource) -> Tensor:
     if isinstance(value, MaskedWeight) and not value.masked:
         value = value.loc
     if not isinstance(value, MaskedWeight):
-        return value.detach()[(0,) * (value.dim() - event_dim)].clone()
-    loc, keep = value.loc.detach(), value.keep.detach()
-    loc, keep = loc[(0,) * (loc.dim() - event_dim)].clone(), keep[(0,) * (keep.dim() - 1)].clone()
-    mask = DatumMask(masks.of(value.units.count(value.event_shape), loc))
-    return MaskedWeight(loc, mask, keep, value.units, value.site)
+        return _first_entry(value, event_dim)
+    loc = _first_entry(value.loc, event_dim)
+
+    def of_switch(switch: Switch) -> Switch:
+        mask = DatumMask(masks.of(switch.units.count(value.event_shape), loc))
+        return switch._replace(mask=mask, keep=_first_entry(switch.keep, 1))
+
+    return value.with_switches(of_switch, loc=loc, merged=(), trunk=0)
+
+
+def _first_entry(t: Tensor, event_dim: int) -> Tensor:
+    return t.detach()[(0,) * (t.dim() - event_dim)].clone()

@@ -121,7 +121,7 @@ class BayesianModule(PyroModule):
         fullname = self._pyro_get_fullname(name)
         value = self._pyro_context.get(fullname)
         if value is None:
-            infer = {"initial_value": slot.value, "masked_units": slot.units}
+            infer = {"initial_value": slot.value, "masked_units": slot.units, "output_units": slot.outputs}
             value = pyro.sample(fullname, slot.prior, infer=infer)
             self._pyro_context.set(fullname, value)
         return value

@@ -16,6 +16,7 @@ from pyro_dropout.weights.units import MaskedUnits
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
+NORMALISATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm)
 
 
 @dataclass
@@ -25,6 +26,7 @@ class Slot:
     owners: list[tuple[nn.Module, str]]  # several where layers share a parameter
     prior: Any
     units: MaskedUnits | None
+    outputs: MaskedUnits | None = None  # the layer's output units, of its weight and of its bias
     kept: Tensor | None = None  # the initial value, while a sampled one stands in its place
 
     @property
@@ -88,7 +90,8 @@ def make_slots(net: nn.Module, prior: Any) -> dict[str, Slot]:
             del layer._parameters[attribute]
             layer.register_buffer(attribute, parameter.detach(), persistent=False)
         layer = owners[parameter][0][0]
-        slots[name] = Slot(owners[parameter], full_prior(name, parameter, given), _masked_units(layer, parameter))
+        units = _masked_units(layer, parameter), _output_units(owners[parameter], parameter)
+        slots[name] = Slot(owners[parameter], full_prior(name, parameter, given), *units)
     # Weights before biases: a dropout guide samples in this order, and TraceMeanField_ELBO wants one order.
     return dict(sorted(slots.items(), key=lambda item: item[1].value.dim() < 2))
 
@@ -108,3 +111,23 @@ def _masked_units(layer: nn.Module, parameter: Tensor) -> MaskedUnits | None:
     if isinstance(layer, (nn.Linear, *CONVOLUTIONS, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)):
         return MaskedUnits(parameter.dim(), groups=getattr(layer, "groups", 1))
     return None
+
+
+def _output_units(owners: list[tuple[nn.Module, str]], parameter: Tensor) -> MaskedUnits | None:
+    """The output units of a layer's weight, or of its bias, if a mask of them is one of what the layer returns.
+
+    None of a parameter that several layers share, and of recurrent layers, whose outputs are their states too.
+    """
+    layer, attribute = owners[0]
+    if len(owners) > 1 or attribute not in ("weight", "bias"):
+        return None
+    channels = isinstance(layer, (nn.Linear, *CONVOLUTIONS)) or (
+        isinstance(layer, NORMALISATIONS) and parameter.dim() == 1
+    )
+    if attribute == "bias":
+        return MaskedUnits(1, dim=0) if channels else None
+    if isinstance(layer, _TRANSPOSED):
+        return MaskedUnits(parameter.dim(), dim=1, groups=layer.groups)
+    if isinstance(layer, nn.Embedding):
+        return MaskedUnits(2, dim=1)
+    return MaskedUnits(parameter.dim(), dim=0) if channels else None

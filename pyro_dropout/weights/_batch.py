@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from pyro_dropout.masks.datum import DatumMask
-from pyro_dropout.weights.weight import MaskedWeight, implements
+from pyro_dropout.weights.units import MaskedUnits
+from pyro_dropout.weights.weight import MaskedWeight, Switch, implements
 
 
 def _map_batch(weight: MaskedWeight, operate: Callable[[Tensor, int], Tensor]) -> MaskedWeight:
@@ -28,43 +29,55 @@ def _map_batch(weight: MaskedWeight, operate: Callable[[Tensor, int], Tensor]) -
             return t.reshape(event)
         return operate(t.expand(batch + event), event_dim)
 
-    keep = each(weight.keep, 1)
-    if isinstance(weight.mask, Tensor):
-        mask: Any = operate(weight.mask.expand(*batch, weight.mask.shape[-1]), 1)
-    elif keep.dim() == 1:
-        shape = operate(keep.expand(*batch, keep.shape[-1]), 1).shape
-        mask = weight.mask.relaid(shape[:-1])
-    else:
-        raise NotImplementedError(
-            f"weight {weight.site!r} has a mask per datum and rates per plate entry, which cannot be taken apart: "
-            'use masks="draw"'
-        )
-    return weight.replace(mask=mask, loc=each(weight.loc, weight.units.event_dim), keep=keep)
+    def of_switch(switch: Switch) -> Switch:
+        keep = each(switch.keep, 1)
+        if isinstance(switch.mask, Tensor):
+            mask: Any = operate(switch.mask.expand(*batch, switch.mask.shape[-1]), 1)
+        elif keep.dim() == 1:
+            mask = switch.mask.relaid(operate(keep.expand(*batch, keep.shape[-1]), 1).shape[:-1])
+        else:
+            raise NotImplementedError(
+                f"weight {weight.site!r} has a mask per datum and rates per plate entry, which cannot be taken apart: "
+                'use masks="draw"'
+            )
+        return switch._replace(mask=mask, keep=keep)
+
+    return weight.with_switches(of_switch, loc=each(weight.loc, weight.units.event_dim))
 
 
 @implements(torch.stack)
 def _stack(tensors: Any, dim: int = 0, **kwargs: Any) -> Any:
     first = tensors[0]
     if kwargs or not all(
-        isinstance(w, MaskedWeight) and w.shape == first.shape and w.units == first.units for w in tensors
+        isinstance(w, MaskedWeight) and w.shape == first.shape and _units(w) == _units(first) for w in tensors
     ):
         return NotImplemented
     dim = dim if dim >= 0 else dim + first.dim() + 1
-    if dim > len(first.batch_shape) or any(isinstance(w.mask, DatumMask) for w in tensors):
+    if dim > len(first.batch_shape) or any(w.per_datum for w in tensors):
         return NotImplemented
 
-    def join(field: str, event_dim: int) -> Tensor:
-        fields = [getattr(w, field) for w in tensors]
-        if field != "mask" and all(_same_memory(t, fields[0]) for t in fields):
-            batch = fields[0].dim() - event_dim  # dimensions that are not broadcast: the new one is
-            left = dim - (len(first.batch_shape) - batch)
-            return fields[0].unsqueeze(left) if batch and left > 0 else fields[0]
+    def stacked(fields: list[Tensor], event_dim: int) -> Tensor:
         return torch.stack([t.expand(*first.batch_shape, *t.shape[t.dim() - event_dim :]) for t in fields], dim)
 
-    masked = any(w.masked for w in tensors)
-    return first.replace(
-        mask=join("mask", 1), loc=join("loc", first.units.event_dim), keep=join("keep", 1), masked=masked
-    )
+    def join(fields: list[Tensor], event_dim: int) -> Tensor:
+        if not all(_same_memory(t, fields[0]) for t in fields):
+            return stacked(fields, event_dim)
+        batch = fields[0].dim() - event_dim  # dimensions that are not broadcast: the new one is
+        left = dim - (len(first.batch_shape) - batch)
+        return fields[0].unsqueeze(left) if batch and left > 0 else fields[0]
+
+    switches = iter(zip(*(w.switches for w in tensors), strict=True))
+
+    def of_switch(switch: Switch) -> Switch:
+        same: Any = next(switches)
+        return switch._replace(mask=stacked([s.mask for s in same], 1), keep=join([s.keep for s in same], 1))
+
+    loc = join([w.loc for w in tensors], first.units.event_dim)
+    return first.with_switches(of_switch, loc=loc, masked=any(w.masked for w in tensors))
+
+
+def _units(weight: MaskedWeight) -> list[MaskedUnits]:
+    return [switch.units for switch in weight.switches]
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:
@@ -83,9 +96,14 @@ def _getitem(weight: Tensor, index: Any) -> Any:
     if not (basic or draws) or sum(k is not None for k in key) > len(weight.batch_shape):
         return NotImplemented
     taken = _map_batch(weight, lambda t, _: t[index])
-    if isinstance(weight.mask, DatumMask) and all(type(k) is int for k in key):
-        taken = taken.replace(mask=weight.mask.entry(key))
+    if weight.per_datum and all(type(k) is int for k in key):
+        whole = iter(weight.switches)
+        taken = taken.with_switches(lambda s: _entry(s, next(whole), key))
     return taken
+
+
+def _entry(taken: Switch, whole: Switch, index: tuple[int, ...]) -> Switch:
+    return taken._replace(mask=whole.mask.entry(index)) if isinstance(whole.mask, DatumMask) else taken
 
 
 def _sizes(shape: tuple[Any, ...]) -> tuple[int, ...] | None:
@@ -114,9 +132,14 @@ def _expand(weight: Any, *shape: Any) -> Any:
     batch = target[: len(target) - len(event)]
     if batch == tuple(weight.batch_shape):
         return weight
-    if isinstance(weight.mask, DatumMask):
-        return weight.replace(mask=weight.mask.relaid(torch.Size(batch)))
-    return weight.replace(mask=weight.mask.expand(*batch, weight.mask.shape[-1]))
+
+    def of_switch(switch: Switch) -> Switch:
+        mask = switch.mask
+        if isinstance(mask, DatumMask):
+            return switch._replace(mask=mask.relaid(torch.Size(batch)))
+        return switch._replace(mask=mask.expand(*batch, mask.shape[-1]))
+
+    return weight.with_switches(of_switch)
 
 
 @implements(torch.Tensor.unsqueeze, torch.unsqueeze)
@@ -141,12 +164,11 @@ def _each_tensor(method: Callable) -> Callable:
     """detach, to, clone, ...: the same call on loc, mask and keep."""
 
     def call(weight: MaskedWeight, *args: Any, **kwargs: Any) -> MaskedWeight:
-        mask = weight.mask
-        if isinstance(mask, Tensor):
-            mask = method(mask, *args, **kwargs)
-        return weight.replace(
-            loc=method(weight.loc, *args, **kwargs), mask=mask, keep=method(weight.keep, *args, **kwargs)
-        )
+        def of_switch(switch: Switch) -> Switch:
+            mask = method(switch.mask, *args, **kwargs) if isinstance(switch.mask, Tensor) else switch.mask
+            return switch._replace(mask=mask, keep=method(switch.keep, *args, **kwargs))
+
+        return weight.with_switches(of_switch, loc=method(weight.loc, *args, **kwargs))
 
     return call
 

@@ -1,4 +1,4 @@
-"""Convolutions with a masked weight, plain and transposed: input channels are masked, ``loc`` is used as it is."""
+"""Convolutions with a masked weight, plain and transposed: channels are masked, ``loc`` is used as it is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_dropout._values import drop_equal
-from pyro_dropout.weights._bias import fused_or_added, with_bias
+from pyro_dropout.weights._bias import finished, fused_or_added
 from pyro_dropout.weights.weight import MaskedWeight, implements
 
 
@@ -17,15 +17,18 @@ def _convolution(convolve: Callable, space: int, dim: int) -> Callable:
     """A convolution over ``space`` dimensions whose weight has its input channels at ``dim``."""
 
     def layer(input: Tensor, weight: Any, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        if not isinstance(weight, MaskedWeight) or weight.units.dim != dim:
+        if not isinstance(weight, MaskedWeight) or any(s.units.dim not in (0, 1) for s in weight.switches):
             return NotImplemented
-        channels = input.shape[-1 - space]
-        if isinstance(weight.mask, Tensor) and channels != weight.mask.shape[-1]:
-            return NotImplemented  # one mask entry for the same channel of every group: dense
-        x = weight.mask_input(input, space)
-        batch, dims = x.shape[: x.dim() - 1 - space], weight.dims
+        inputs, outputs, dims = weight.along(dim), weight.along(1 - dim), weight.dims
+        if inputs is None:
+            x = dims.split(input)
+        else:
+            if isinstance(inputs.mask, Tensor) and input.shape[-1 - space] != inputs.units.width(weight.event_shape):
+                return NotImplemented  # one mask entry for the same channel of every group: dense
+            x = weight.mask_input(input, space, inputs)
+        batch = x.shape[: x.dim() - 1 - space]
         loc = drop_equal(weight.loc, space + 2)
-        fused, added = fused_or_added(bias)
+        fused, added = fused_or_added(bias, outputs)
         if loc.dim() == space + 2:
             outer = batch[:-1]
             out = convolve(x.flatten(0, len(outer)) if outer else x, loc, fused, *args, **kwargs)
@@ -38,7 +41,7 @@ def _convolution(convolve: Callable, space: int, dim: int) -> Callable:
             loc = loc.expand(*outer, *weight.event_shape)
             pairs = (t.reshape(-1, *t.shape[len(outer) :]) for t in (x, loc))
             out = torch.vmap(lambda a, b: convolve(a, b, fused, *args, **kwargs))(*pairs).unflatten(0, outer)
-        return with_bias(out, added, dims, batch, space)
+        return finished(out, weight, outputs, added, batch, space)
 
     return layer
 

@@ -1,4 +1,4 @@
-"""Linear layers with a masked weight: the input is masked, ``loc`` is used as it is."""
+"""Linear layers with a masked weight: input or output is masked, ``loc`` is used as it is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 import pyro_dropout._settings as settings
 from pyro_dropout._values import drop_equal, is_traced
-from pyro_dropout.weights._bias import fused_or_added, with_bias
+from pyro_dropout.weights._bias import finished, fused_or_added
 from pyro_dropout.weights.units import MaskedUnits
 from pyro_dropout.weights.weight import MaskedWeight, implements
 
@@ -20,30 +20,35 @@ _LARGE, _ROWS = 2**18, 256  # weights and data of a layer from which on taking k
 
 @implements(F.linear)
 def _linear(input: Tensor, weight: Any, bias: Tensor | None = None) -> Any:
-    if not isinstance(weight, MaskedWeight) or weight.units != _INPUTS:
+    if not isinstance(weight, MaskedWeight) or any(
+        s.units.event_dim != 2 or s.units.groups > 1 for s in weight.switches
+    ):
         return NotImplemented
-    if _in_draws(input, weight):
+    inputs, outputs = weight.along(1), weight.along(0)
+    if outputs is None and not isinstance(bias, MaskedWeight) and _in_draws(input, weight):
         if _few_kept(weight):
             return _linear_of_kept(input, weight, bias)
         if weight.merged[1] > weight.loc.shape[0]:
             return _linear_by_draw(input, weight, bias)
-    x = weight.mask_input(input)
-    batch, dims = x.shape[:-1], weight.dims
+    dims = weight.dims
+    x = dims.split(input) if inputs is None else weight.mask_input(input, inputs=inputs)
+    batch = x.shape[:-1]
     loc = drop_equal(weight.loc, 2)
-    fused, added = fused_or_added(bias)
+    fused, added = fused_or_added(bias, outputs)
     if loc.dim() == 2:
         out = F.linear(x, loc, fused)
     else:
         loc = dims.align(loc, batch, event_dim=2)  # [*plates, 1, out, in], or without the place of the data in x
         out = x @ loc.squeeze(-3).mT if loc.shape[-3] == 1 else (x.unsqueeze(-2) @ loc.mT).squeeze(-2)
         out = out if fused is None else out + fused
-    return with_bias(out, added, dims, batch)
+    return finished(out, weight, outputs, added, batch)
 
 
 def _in_draws(input: Tensor, weight: MaskedWeight) -> bool:
     """Whether each draw of a mask meets all data, and no gradient is taken."""
     return (
         weight.masked
+        and weight.units == _INPUTS
         and not torch.is_grad_enabled()
         and isinstance(weight.mask, Tensor)
         and len(weight.merged) == 2

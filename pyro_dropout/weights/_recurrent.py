@@ -229,7 +229,9 @@ def _dims(weights: list[_Weights], rows: int) -> BatchDims | None:
     """
     masked = [w for each in weights for w in each.masked]
     dims = masked[0].dims if masked else BatchDims(torch.Size())
-    if any(w.units != _INPUTS or (w.merged, w.trunk) != (dims.merged, dims.trunk) for w in masked):
+    if any(
+        [s.units for s in w.switches] != [_INPUTS] or (w.merged, w.trunk) != (dims.merged, dims.trunk) for w in masked
+    ):
         return None
     if dims.merged:
         return dims
@@ -242,7 +244,7 @@ def _dims(weights: list[_Weights], rows: int) -> BatchDims | None:
 
 def _of_draws(weights: list[_Weights]) -> bool:
     """Whether all masks are those of draws, and none of data."""
-    return all(isinstance(w.mask, Tensor) for each in weights for w in each.masked)
+    return all(not w.per_datum for each in weights for w in each.masked)
 
 
 def _whole(dims: BatchDims, t: Tensor) -> Tensor:

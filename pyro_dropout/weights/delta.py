@@ -47,10 +47,15 @@ class MaskedDelta(TorchDistribution):
         return self.weight.expand(*sample_shape, *self.weight.shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        if isinstance(value, MaskedWeight) and value.loc is self.weight.loc and value.mask is self.weight.mask:
+        if isinstance(value, MaskedWeight) and _same_draw(value, self.weight):
             return self.weight.loc.new_zeros(self.batch_shape)
         check_tensors(value=value)
         if value.shape[-len(self.event_shape) :] != self.event_shape:
             raise ValueError(f"value must be [..., {', '.join(map(str, self.event_shape))}], but found {said(value)}")
         equal = (value == self.weight).flatten(-len(self.event_shape)).all(-1)
         return equal.to(self.weight.dtype).log()
+
+
+def _same_draw(a: MaskedWeight, b: MaskedWeight) -> bool:
+    masks = zip(a.switches, b.switches, strict=False)
+    return a.loc is b.loc and len(a.switches) == len(b.switches) and all(x.mask is y.mask for x, y in masks)

@@ -17,8 +17,7 @@ from pyro_dropout._checks import check_distributions, check_tensors, said
 from pyro_dropout._sites import elementwise
 from pyro_dropout._values import holds, is_traced
 from pyro_dropout.weights.delta import MaskedDelta
-from pyro_dropout.weights.units import MaskedUnits
-from pyro_dropout.weights.weight import MaskedWeight
+from pyro_dropout.weights.weight import MaskedWeight, Switch
 
 
 def quantised_cross_entropy(weight: MaskedWeight, prior: TorchDistribution) -> Tensor:
@@ -26,7 +25,8 @@ def quantised_cross_entropy(weight: MaskedWeight, prior: TorchDistribution) -> T
 
     .. math:: -\sum_{w} \bigl[\mathrm{keep} \log p(\mathrm{loc} / \mathrm{keep}) + \mathrm{rate} \log p(0)\bigr]
 
-    exact because a weight takes two values. With the entropy of the mask it is the KL to the quantised prior,
+    exact because a weight takes two values (with masks of input and of output units too: 0 unless both are kept, and
+    keep is the product). With the entropy of the mask it is the KL to the quantised prior,
     CD eq. 3 and LBD section 2.2 with the density's constant kept. For ``Normal(0, 1/l)`` it is
     ``l²/2 Σ loc²/keep`` plus the normaliser: ``lengthscale`` l is the square root of a prior *precision*
     (l = 1e-4 means a standard deviation of 1e4).
@@ -46,7 +46,7 @@ def quantised_cross_entropy(weight: MaskedWeight, prior: TorchDistribution) -> T
     if not isinstance(weight, MaskedWeight):
         raise TypeError(f"weight must be a MaskedWeight, but found {said(weight)}")
     _check_prior(prior, weight.event_shape, weight.units.event_dim)
-    total = _normal(weight.loc, weight.units.event_dim, prior, weight.keep, weight.units)
+    total = _normal(weight.loc, weight.units.event_dim, prior, weight.switches)
     total = _elementwise(weight, prior) if total is None else total
     if total.shape == weight.batch_shape:
         return total
@@ -87,10 +87,10 @@ def _elementwise(weight: MaskedWeight, prior: TorchDistribution) -> Tensor:
             "a dropout guide needs a factorised prior (Normal, Laplace, StudentT, ... with .to_event), "
             "or hide the site with poutine.block and give it another guide"
         )
-    keep = weight.units.spread(weight.keep, weight.event_shape)
+    keep = _keep_of_entries(weight.switches, weight.event_shape)
     zero = weight.loc.new_zeros(())
     log_p0 = zero
-    if not holds(weight.keep == 1, unknown=False):
+    if not holds(keep == 1, unknown=False):
         log_p0 = base.log_prob(zero) if holds(base.support.check(zero), unknown=True) else zero.log()
         if not holds(torch.isfinite(log_p0), unknown=True):
             raise ValueError(
@@ -105,9 +105,7 @@ def _elementwise(weight: MaskedWeight, prior: TorchDistribution) -> Tensor:
     return -log_p.flatten(-weight.units.event_dim).sum(-1)
 
 
-def _normal(
-    loc: Tensor, event_dim: int, prior: TorchDistribution, keep: Tensor | None = None, units: MaskedUnits | None = None
-) -> Tensor | None:
+def _normal(loc: Tensor, event_dim: int, prior: TorchDistribution, switches: tuple[Switch, ...] = ()) -> Tensor | None:
     """The same sum for one Normal over all weights, from ``Σ E[w] = Σ loc`` and ``Σ E[w²] = Σ loc² / keep``."""
     base = elementwise(prior)
     if type(base) is not dist.Normal:
@@ -116,24 +114,39 @@ def _normal(
     if mean is None or scale is None:
         return None
     n = loc.shape[loc.dim() - event_dim :].numel()
-    square = _sum_of_squares(loc, event_dim, keep, units)
+    square = _sum_of_squares(loc, event_dim, switches)
     if isinstance(mean, Tensor) or mean != 0:
         square = square - 2 * mean * _flat(loc, event_dim).sum(-1) + n * mean**2
     log_scale = scale.log() if isinstance(scale, Tensor) else math.log(scale)
     return square * (0.5 / scale**2) + n * (log_scale + 0.5 * math.log(2 * math.pi))
 
 
-def _sum_of_squares(loc: Tensor, event_dim: int, keep: Tensor | None, units: MaskedUnits | None) -> Tensor:
+def _sum_of_squares(loc: Tensor, event_dim: int, switches: tuple[Switch, ...]) -> Tensor:
     """``Σ loc² / keep`` over a weight's entries, by as few passes over memory as its rates allow; ``[*batch]``."""
-    if keep is None or units is None or keep.shape[-1] == 1:  # one rate: outside of the sum
+    by_unit = tuple(switch for switch in switches if switch.keep.shape[-1] > 1)
+    square = _by_unit(loc, event_dim, by_unit)
+    for switch in switches:
+        if switch.keep.shape[-1] == 1:  # one rate: outside of the sum
+            square = square / (switch.keep[0] if switch.keep.dim() == 1 else switch.keep.squeeze(-1))
+    return square
+
+
+def _by_unit(loc: Tensor, event_dim: int, switches: tuple[Switch, ...]) -> Tensor:
+    if not switches:
         flat = _flat(loc, event_dim)
-        square = torch.linalg.vecdot(flat, flat)
-        return square if keep is None else square / (keep[0] if keep.dim() == 1 else keep.squeeze(-1))
-    if units.groups == 1:  # a sum for each unit first
-        per_unit = loc.movedim(units.dim - event_dim, -event_dim).flatten(1 - event_dim)
-        return (torch.linalg.vecdot(per_unit, per_unit) / keep).sum(-1)
-    spread = units.spread(keep, loc.shape[loc.dim() - event_dim :])
-    return (loc.square() / spread).flatten(-event_dim).sum(-1)
+        return torch.linalg.vecdot(flat, flat)
+    first = switches[0].units
+    if len(switches) == 1 and event_dim > 1 and first.groups == 1:  # a sum for each unit first
+        per_unit = loc.movedim(first.dim - event_dim, -event_dim).flatten(1 - event_dim)
+        return (torch.linalg.vecdot(per_unit, per_unit) / first.laid_out(switches[0].keep)).sum(-1)
+    keep = _keep_of_entries(switches, loc.shape[loc.dim() - event_dim :])
+    return (loc.square() / keep).flatten(-event_dim).sum(-1)
+
+
+def _keep_of_entries(switches: tuple[Switch, ...], event: torch.Size) -> Tensor:
+    """The probability that all units of an entry are kept, as it broadcasts against a weight."""
+    keeps = [switch.units.spread(switch.keep, event) for switch in switches]
+    return math.prod(keeps[1:], start=keeps[0])
 
 
 def _flat(loc: Tensor, event_dim: int) -> Tensor:
@@ -159,7 +172,7 @@ def _kl_masked_delta(q: MaskedDelta, p: TorchDistribution) -> Tensor:
             f"site {q.weight.site!r} has relaxed masks: a stock loss would add the density of the relaxed mask "
             "to the cross-entropy of the binary one, which is the KL of neither; use TraceDropout_ELBO"
         )
-    if q.weight.keep.requires_grad:
+    if any(switch.keep.requires_grad for switch in q.weight.switches):
         raise ValueError(
             f"site {q.weight.site!r} has hard masks with learned rates: TraceMeanField_ELBO would take only a part of "
             "the rates' gradient; use TraceDropout_ELBO, Trace_ELBO or TraceGraph_ELBO"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import pyro
@@ -52,16 +52,22 @@ def _with_other_masks(guide_trace: Any, network: bool, generator: torch.Generato
     for name, site in guide_trace.nodes.items():
         value, values = site.get("value"), []
         if isinstance(value, MaskedWeight) and value.masked:
-            mask = value.mask
-            batch = mask.distribution.batch_shape if isinstance(mask, DatumMask) else mask.shape[:-1]
-            u = torch.rand((*batch, value.units.count(value.event_shape)), generator=generator).to(value.keep)
-            for z in ((u < 0.5).to(u), (u >= 0.5).to(u), u):
-                values.append(value.replace(mask=torch.where(value.keep == 1, 1.0, z)))
+            values = list(_three_others(value, generator))
         elif network and site["type"] == "sample" and is_of_network(site):
             values = [value * 2 * torch.rand(value.shape, generator=generator).to(value) for _ in traces]
         for trace, other in zip(traces, values, strict=False):
             trace.nodes[name] = {**site, "value": other}
     return traces
+
+
+def _three_others(weight: MaskedWeight, generator: torch.Generator) -> Iterator[MaskedWeight]:
+    shapes = [(*s.batch_shape, s.units.count(weight.event_shape)) for s in weight.switches]
+    drawn = [torch.rand(shape, generator=generator).to(weight.keep) for shape in shapes]
+    for of_unit in (lambda u: (u < 0.5).to(u), lambda u: (u >= 0.5).to(u), lambda u: u):
+        masks = map(of_unit, drawn)
+        yield weight.with_switches(
+            lambda s, masks=masks: s._replace(mask=torch.where(s.keep == 1, 1.0, next(masks)))  # type: ignore[misc]
+        )
 
 
 def _values(names: set[str], model: Callable, guide_trace: Any, args: Any, kwargs: Any) -> dict[str, list[Tensor]]:
@@ -94,8 +100,8 @@ def check_data_plates(
                 )
             sizes.update(data)
     known = {1, *sizes.values(), *(f.size for f in around)}
-    for site in weights:
-        mask = site["fn"].weight.mask
+    pairs = [(site, switch.mask) for site in weights for switch in site["fn"].weight.switches]
+    for site, mask in pairs:
         if not isinstance(mask, DatumMask):
             continue
         shapes = _drawn_shapes(mask)

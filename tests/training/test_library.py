@@ -296,3 +296,39 @@ def test_a_parent_that_is_killed_takes_the_compilers_along(folder, makes, tmp_pa
     parent.wait()
     parent.stdout.close()
     assert all(ends(process) for process in (child, *compilers))
+
+
+BUILDS = {
+    "as it is": {},
+    "wider": {"width": 70},
+    "alpha": {"loss": lambda: RenyiDropout_ELBO(0.5, 2)},
+    "learned hard masks": {"learnable": True},
+    "double precision": {"dtype": torch.float64},
+    "SGD": {"optim": lambda: pyro.optim.SGD({"lr": 0.001, "momentum": 0.9})},
+}
+
+
+def trained(width=4, loss=TraceDropout_ELBO, learnable=False, dtype=torch.float32, optim=None):
+    """Losses and parameters of ten compiled steps."""
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    model = Regression(3, 8, (width,)).to(dtype)
+    guide = AutoBernoulliDropout(model, rate=0.2, learnable=learnable)
+    optim = pyro.optim.Adam({"lr": 0.01}) if optim is None else optim()
+    svi = CompiledSVI(model, guide, optim, loss(), progress=False, wait=True)
+    losses = svi.scan(*(t.to(dtype).expand(10, *t.shape) for t in data()))
+    return [losses, *state(svi).values()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BUILDS)
+def test_built_anew_or_found_the_bits_are_the_same(name, tmp_path, monkeypatch):
+    """In two empty folders, and once more in the second: half a minute."""
+    runs = []
+    for folder in ("first", "second", "second"):
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / folder))
+        known = set((tmp_path / folder / "pyro_dropout").glob("*"))
+        runs.append(trained(**BUILDS[name]))
+        assert bool(set((tmp_path / folder / "pyro_dropout").glob("*")) - known) != bool(known)
+    for other in runs[1:]:
+        assert all(map(torch.equal, runs[0], other))

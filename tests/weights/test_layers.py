@@ -167,9 +167,9 @@ def test_relaxed_masks_per_datum():
     torch.testing.assert_close(out, (x * z / 0.7) @ loc.T)
 
 
-def per_datum(*shape):
-    mask = DatumMask(BernoulliMask(0.4, units=shape[1]))
-    return MaskedWeight(torch.randn(*shape), mask, torch.tensor([0.6]), site="net.weight")
+def per_datum(*shape, dim=1):
+    mask = DatumMask(BernoulliMask(0.4, units=shape[dim]))
+    return MaskedWeight(torch.randn(*shape), mask, torch.tensor([0.6]), MaskedUnits(dim=dim), site="net.weight")
 
 
 X = torch.zeros(2, 5, 4)
@@ -181,7 +181,7 @@ X = torch.zeros(2, 5, 4)
         lambda: F.multi_head_attention_forward(
             X, X, X, 4, 2, per_datum(12, 4), None, None, None, False, 0.0, torch.randn(4, 4), None
         ),
-        lambda: F.embedding(torch.tensor([1]), per_datum(3, 4)),
+        lambda: F.embedding(torch.tensor([1]), per_datum(3, 4, dim=0)),
     ],
     ids=["fused attention", "embedding"],
 )

@@ -85,7 +85,7 @@ def test_values_by_hand():
 
 
 def test_without_more_said_a_mask_is_over_the_columns_of_a_matrix():
-    assert MaskedUnits() == (2, 1, 1)
+    assert MaskedUnits() == (2, 1, 1, 1)
     ones = torch.ones(2, 3)
     spread = MaskedUnits().spread(torch.tensor([1.0, 0.0, 1.0]), (2, 3))
     assert F.linear(torch.eye(3), ones * spread).tolist() == [[1.0, 1.0], [0.0, 0.0], [1.0, 1.0]]
