@@ -9,7 +9,7 @@ from torch.distributions import constraints
 
 from pyro_dropout import MaskedUnits
 from pyro_dropout.masks import BernoulliMask, DatumMask
-from pyro_dropout.weights import MaskedDelta, MaskedWeight
+from pyro_dropout.weights import MaskedDelta, MaskedWeight, Switch
 from tests.support.tensors import KEEP, bits, randn
 
 
@@ -32,6 +32,14 @@ def test_density_is_zero_where_a_single_entry_differs():
     assert MaskedDelta(weight).log_prob(other).tolist() == [0, -math.inf]
     lacks_a_unit = weight.replace(mask=torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 1.0]]).double())
     assert MaskedDelta(weight).log_prob(lacks_a_unit).tolist() == [0, -math.inf]
+
+
+def test_density_is_zero_where_the_outputs_mask_differs():
+    inputs, units = torch.ones(3).double(), MaskedUnits(dim=0)
+    weight = MaskedWeight(randn(4, 3), inputs, KEEP, other=Switch(torch.ones(4).double(), KEEP, units))
+    lacks_a_row = weight.replace(other=Switch(torch.tensor([1.0, 0.0, 1.0, 1.0]).double(), KEEP, units))
+    assert MaskedDelta(weight).log_prob(weight).item() == 0
+    assert MaskedDelta(weight).log_prob(lacks_a_row).item() == -math.inf
 
 
 def test_events_are_whole_weights_of_any_layer():

@@ -1,5 +1,6 @@
 """The KL to a quantised prior against Monte Carlo, the papers' closed forms and what torch is offered."""
 
+import itertools
 import math
 
 import pyro.distributions as dist
@@ -9,7 +10,7 @@ from torch.distributions import kl_divergence
 
 from pyro_dropout import MaskedUnits
 from pyro_dropout.masks import BernoulliMask
-from pyro_dropout.weights import MaskedDelta, MaskedWeight, quantised_cross_entropy
+from pyro_dropout.weights import MaskedDelta, MaskedWeight, Switch, quantised_cross_entropy
 from tests.support.scenarios import assert_same_mean
 
 F64 = torch.float64
@@ -50,6 +51,51 @@ def test_kl_matches_monte_carlo_for_any_factorised_prior(prior, rates, units):
     )  # one input channel for each output in the grouped case
     w = loc * (z / mask.keep).reshape(shape)
     assert_same_mean(log_q - p.log_prob(w).flatten(1).sum(-1), kl, standard_errors=4)
+
+
+BOTH = {
+    "linear": ((4, 3), MaskedUnits(), MaskedUnits(dim=0)),
+    "grouped convolution": ((4, 2, 2), MaskedUnits(3, groups=2), MaskedUnits(3, dim=0)),
+    "transposed in groups": ((4, 3, 2), MaskedUnits(3, dim=0), MaskedUnits(3, dim=1, groups=2)),
+    "a branch": ((4, 3), MaskedUnits(), MaskedUnits(dim=0, together=4)),
+    "outputs in pairs": ((4, 3), MaskedUnits(), MaskedUnits(dim=0, together=2)),
+}
+
+
+@pytest.mark.parametrize("per_unit", [(False, False), (True, False), (False, True), (True, True)], ids=str)
+@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("name", BOTH)
+def test_input_and_output_units_are_summed_over_their_four_values(name, prior, per_unit):
+    """Entry by entry in plain torch: both kept, or one dropped, the other, both."""
+    event, *units = BOTH[name]
+    loc, p = torch.randn(event, dtype=F64), PRIORS[prior](torch.Size(event))
+    counts = [unit.count(event) for unit in units]
+    keeps = [
+        torch.linspace(0.3, 0.9, n, dtype=F64) if each else torch.tensor([0.6 + 0.1 * n / 10], dtype=F64)
+        for n, each in zip(counts, per_unit, strict=True)
+    ]
+    inputs, outputs = (torch.ones(n, dtype=F64) for n in counts)
+    weight = MaskedWeight(loc, inputs, keeps[0], units[0], other=Switch(outputs, keeps[1], units[1]))
+    expected = torch.zeros((), dtype=F64)
+    for index in itertools.product(*map(range, event)):
+        k_in, k_out = (
+            keep.expand(n)[unit_of(name, side, index)] for keep, n, side in zip(keeps, counts, (0, 1), strict=True)
+        )
+        for z_in, z_out in itertools.product((0, 1), repeat=2):
+            probability = (k_in if z_in else 1 - k_in) * (k_out if z_out else 1 - k_out)
+            value = torch.full(event, float(loc[index] * z_in * z_out / (k_in * k_out)), dtype=F64)
+            expected -= probability * p.log_prob(value)[index]
+    torch.testing.assert_close(quantised_cross_entropy(weight, p.to_event()), expected)
+
+
+def unit_of(name, side, index):
+    """The entry of the input's (0) or the output's (1) mask that switches an entry of the weight."""
+    row, column, *_ = index
+    if name == "grouped convolution":  # two groups of two outputs, each with two inputs
+        return row // 2 * 2 + column if side == 0 else row
+    if name == "transposed in groups":  # two groups of two inputs, each with three outputs
+        return row if side == 0 else row // 2 * 3 + column
+    return column if side == 0 else {"a branch": 0, "outputs in pairs": row // 2}.get(name, row)
 
 
 def test_gradient_is_the_papers_regulariser_after_the_change_of_variables():

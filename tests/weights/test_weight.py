@@ -7,13 +7,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pyro_dropout.weights import MaskedWeight
+from pyro_dropout.weights import MaskedUnits, MaskedWeight, Switch
 from tests.support.tensors import KEEP, bits, randn
 
 
-def test_batch_operations_keep_the_structure_and_the_values():
+def outputs():
+    return Switch(bits(4), torch.tensor([0.7], dtype=torch.float64), MaskedUnits(dim=0), "outputs")
+
+
+@pytest.mark.parametrize("other", [lambda: None, outputs], ids=["of inputs", "of inputs and outputs"])
+def test_batch_operations_keep_the_structure_and_the_values(other):
     loc = randn(4, 3)
-    weights = [MaskedWeight(loc, bits(3), KEEP) for _ in range(6)]
+    weights = [MaskedWeight(loc, bits(3), KEEP, other=other()) for _ in range(6)]
     stacked = torch.stack(weights)
     dense = torch.stack([w.dense() for w in weights])
     cases = {
@@ -104,3 +109,25 @@ def test_in_place_changes_raise(change):
 def test_a_mask_of_the_wrong_size_names_the_site_and_both_sizes():
     with pytest.raises(ValueError, match=r"'net.0.weight'.*shape \(4,\).*has 3 masked units"):
         MaskedWeight(randn(4, 3), bits(4), KEEP, site="net.0.weight")
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (Switch(torch.ones(3), torch.ones(1), MaskedUnits()), "along another dimension than the first"),
+        (
+            Switch(torch.ones(3), torch.ones(1), MaskedUnits(dim=0)),
+            r"shape \(3,\), but a weight of shape .* has 4 masked",
+        ),
+        (Switch(torch.ones(4), torch.ones(3), MaskedUnits(dim=0)), r"keep must be \[..., 1\] or \[..., 4\]"),
+        (Switch(torch.ones(1, 4), torch.ones(1), MaskedUnits(3, dim=0)), "4 masked units|another dimension"),
+    ],
+)
+def test_a_second_mask_that_does_not_fit_raises(other, message):
+    with pytest.raises(ValueError, match=message):
+        MaskedWeight(torch.ones(4, 3), torch.ones(3), torch.ones(1), other=other)
+
+
+def test_a_second_mask_of_another_kind_raises():
+    with pytest.raises(TypeError, match="other must be a Switch, a second mask, but found"):
+        MaskedWeight(torch.ones(4, 3), torch.ones(3), torch.ones(1), other=torch.ones(4))
