@@ -306,6 +306,12 @@ class DropoutGuide(AutoGuide):
         rates = {name: self._mask(name, units=1).rate.detach().clone() for name in names}
         return {name: rate.squeeze(-1) if rate.shape[-1] == 1 else rate for name, rate in rates.items()}
 
+    @property
+    def units(self) -> dict[str, MaskedUnits]:
+        """Which units of its weight each mask switches, by mask."""
+        masks = [mask for masks in self._masks.values() for mask in masks]
+        return dict(reversed(masks))  # of the first weight that has it
+
     @torch.no_grad()
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The weight-averaged network, ``loc`` for each weight, with the medians of the rest.

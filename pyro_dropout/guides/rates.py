@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pyro_dropout._checks import check_functions
 from pyro_dropout.guides._state import value_at
 from pyro_dropout.guides.base import DropoutGuide
+from pyro_dropout.weights.units import MaskedUnits
 
 
 def zero_rates(modules: Iterable[nn.Module]) -> list[tuple[DropoutGuide, str, Tensor]]:
@@ -45,7 +46,27 @@ def rates_of(guide: Any) -> dict[str, Tensor]:
         >>> rates_of(nn.ModuleList([guide]))
         {'weight': tensor(0.2500)}
     """
+    return {name: rate for each in _guides_in(guide) for name, rate in each.rates().items()}
+
+
+def units_of(guide: Any) -> dict[str, MaskedUnits]:
+    """Which units of its weight each mask of these guides switches, by mask.
+
+    :param guide: as of :func:`rates_of`.
+
+    Example::
+
+        >>> import torch
+        >>> from pyro_dropout import AutoBernoulliDropout, BayesianModule
+        >>> guide = AutoBernoulliDropout(BayesianModule(nn.Linear(3, 1)), rate=0.25, units="output")
+        >>> _ = guide(torch.zeros(5, 3))
+        >>> units_of(guide)["output"].dim
+        0
+    """
+    return {name: units for each in _guides_in(guide) for name, units in each.units.items()}
+
+
+def _guides_in(guide: Any) -> list[DropoutGuide]:
     check_functions(guide=guide)
     modules = guide.modules() if isinstance(guide, nn.Module) else ()
-    guides = [module for module in modules if isinstance(module, DropoutGuide)]
-    return {name: rate for each in guides for name, rate in each.rates().items()}
+    return [module for module in modules if isinstance(module, DropoutGuide)]

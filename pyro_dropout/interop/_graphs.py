@@ -17,7 +17,7 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from pyro_dropout._modes import forked_rng
-from pyro_dropout.interop._operations import DROPOUTS, hidden_dropout
+from pyro_dropout.interop._operations import DROPOUTS, drop_path_rate, hidden_dropout
 from pyro_dropout.interop._randomness import random_nodes, watched
 
 
@@ -174,7 +174,8 @@ class Graphs:
 
 def is_dropout(graph: fx.GraphModule, node: fx.Node) -> bool:
     """Whether a step is a dropout whose mask can be followed."""
-    return (type(graph.get_submodule(str(node.target))) if node.op == "call_module" else node.target) in DROPOUTS
+    layer = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return (node.target if layer is None else type(layer)) in DROPOUTS or drop_path_rate(layer) is not None
 
 
 def attribute(graph: fx.GraphModule, node: fx.Node) -> Any:
@@ -226,11 +227,14 @@ def _failure(net: nn.Module, training: bool, error: Exception) -> ValueError:
 
 
 class _Tracer(fx.Tracer):
-    """Inputs that are not given have their defaults."""
+    """Inputs that are not given have their defaults; stochastic depth is one step."""
 
     def __init__(self, inputs: tuple[Tensor, ...]) -> None:
         super().__init__()
         self._inputs = inputs
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return drop_path_rate(m) is not None or super().is_leaf_module(m, module_qualified_name)
 
     def create_args_for_root(self, root_fn: Callable, is_module: bool, concrete_args: Any = None) -> Any:
         bound = inspect.signature(root_fn).bind(self.root, *self._inputs)
@@ -257,7 +261,12 @@ def _trace(net: nn.Module, inputs: tuple[Tensor, ...]) -> fx.GraphModule:
         raise ValueError(
             f"the forward of {type(net).__name__} draws random numbers ({names[0]}), which are not a mask of a weight"
         )
-    return fx.GraphModule(net, graph, class_name=type(net).__name__)
+    module = fx.GraphModule(net, graph, class_name=type(net).__name__)
+    for node in graph.nodes:  # whose layer a parameter is, it has to know: a graph has but what it reads and calls
+        path = str(node.target).rpartition(".")[0]
+        if node.op == "get_attr" and path:
+            module.set_submodule(path, net.get_submodule(path))
+    return module
 
 
 def _where(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""What PyTorch's operations do to a mask that is on their input."""
+"""What PyTorch's operations do to a mask that is on their input, and what a mask on their output is to their input."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ _SPATIAL |= {getattr(F, f"{a}{kind.lower()}_pool{d}d"): d for kind, d in _POOLS 
 _PADS = [(kind, d) for kind in ("Zero", "Reflection", "Replication", "Circular") for d in (1, 2, 3)]
 _SPATIAL |= {getattr(nn, f"{kind}Pad{d}d"): d for kind, d in _PADS}
 _RESIZES = {nn.Upsample, F.interpolate}
+
+_PRODUCTS = {operator.mul, torch.mul, torch.multiply, "mul", "multiply"}
 
 # What is asked of a tensor besides its values.
 _SIZES = {"size", "dim", "ndimension", "numel", "nelement", "stride", "is_floating_point", len, torch.numel}
@@ -92,11 +94,28 @@ class Step(NamedTuple):
             return bool(self.node.kwargs.get("inplace", self.node.args[-1] is True and len(self.node.args) > 1))
         return isinstance(self.kind, str) and self.kind.endswith("_")
 
+    def is_one_of_two(self) -> bool:
+        """Whether the mask is on one of two inputs by position."""
+        return len(self.node.args) == 2 and not self.node.kwargs and list(self.node.args).count(self.source) == 1
+
     def is_first(self) -> bool:
         """Whether the mask is on the first input and on no other."""
         inputs: list[fx.Node] = []
         map_arg((self.node.args, self.node.kwargs), inputs.append)
         return inputs.count(self.source) == 1 and argument(self.node, 0, "input", None) is self.source
+
+
+def drop_path_rate(layer: nn.Module | None) -> float | None:
+    """The rate of a layer of stochastic depth, torchvision's or timm's say, which drops whole rows; None of others."""
+    if layer is None or not type(layer).__name__.endswith(("DropPath", "StochasticDepth")) or any(layer.parameters()):
+        return None
+    rate = getattr(layer, "p", getattr(layer, "drop_prob", None))
+    return 0.0 if rate is None else float(rate)
+
+
+def set_rate(layer: Any, rate: float) -> None:
+    """Of a dropout layer, or of one of stochastic depth."""
+    setattr(layer, "p" if hasattr(layer, "p") else "drop_prob", rate)
 
 
 def is_view(kind: Any) -> bool:
@@ -116,7 +135,7 @@ def carried(step: Step, entries: Any) -> Any:
         return entries
     if not step.is_first():
         return None
-    if step.kind in _HOMOGENEOUS:
+    if step.kind in _HOMOGENEOUS or drop_path_rate(step.layer) is not None:
         keeps = isinstance(step.value, Tensor) and (step.value.is_floating_point() or step.value.is_complex())
         alone = all(n is step.source or not isinstance(step.values[n], Tensor) for n in step.node.all_input_nodes)
         return entries if keeps and alone else None
@@ -125,6 +144,39 @@ def carried(step: Step, entries: Any) -> Any:
     if step.kind in _RESIZES or step.places == entries.dim() - 2:
         return _spread(step, entries)
     return None
+
+
+def came_from(step: Step, entries: Tensor) -> Tensor | None:
+    """The mask on the input of a step that is the same as these entries on its output; None if there is none.
+
+    It is the way back of :func:`carried`, and goes through products with what the mask does not reach.
+    """
+    value: Any = step.values[step.source]
+    if not isinstance(value, Tensor):
+        return None
+    if _scales(step) or (step.kind in _PRODUCTS and step.is_one_of_two() and value.shape == entries.shape):
+        return entries
+    if not step.is_first():
+        return None
+    if step.kind in _HOMOGENEOUS or drop_path_rate(step.layer) is not None:
+        return entries if carried(step, entries) is not None else None
+    if step.kind in _MOVES or step.kind is getattr:
+        return _moved_back(step, value, entries)
+    if step.kind in _RESIZES or step.places == entries.dim() - 2:
+        channels = torch.arange(value.shape[:2].numel()).reshape(*value.shape[:2], *(1,) * (value.dim() - 2))
+        tied = _spread(step, entries, value)
+        return tied if _spread(step, channels.expand(value.shape)) is not None else None
+    return None
+
+
+def _moved_back(step: Step, value: Tensor, entries: Tensor) -> Tensor | None:
+    """Each entry of the output is one of the input; one that is left out is whatever its neighbour is."""
+    places = carried(step, torch.arange(value.numel()).reshape(value.shape))
+    if not isinstance(places, Tensor) or places.unique().numel() != value.numel():
+        return None
+    back = torch.empty(value.numel(), dtype=entries.dtype)
+    back[places.flatten()] = entries.flatten()
+    return back.reshape(value.shape) if torch.equal(back[places.flatten()], entries.flatten()) else None
 
 
 def is_tied(entries: Tensor, dim: int) -> bool:
@@ -149,14 +201,18 @@ def _moved(step: Step, entries: Tensor) -> Any:
     return moved if shapes[0] == shapes[1] else None
 
 
-def _spread(step: Step, entries: Tensor) -> Tensor | None:
-    """Channels that are dropped whole stay so, at whatever places there are."""
-    if entries.dim() < 3 or not isinstance(step.value, Tensor):
+def _spread(step: Step, entries: Tensor, onto: Any = None) -> Tensor | None:
+    """Channels that are dropped whole stay so, at whatever places there are.
+
+    :param onto: what has these places; what the step computes by default.
+    """
+    onto = step.value if onto is None else onto
+    if entries.dim() < 3 or not isinstance(onto, Tensor):
         return None
     if not all(is_tied(entries, d) for d in range(2, entries.dim())):
         return None
     channels = entries.flatten(2)[..., 0]
-    return channels.reshape(*channels.shape, *(1,) * (step.value.dim() - 2)).expand(step.value.shape)
+    return channels.reshape(*channels.shape, *(1,) * (onto.dim() - 2)).expand(onto.shape)
 
 
 def hidden_dropout(layer: nn.Module) -> str:

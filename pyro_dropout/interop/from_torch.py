@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pyro
@@ -19,6 +20,8 @@ from pyro_dropout.interop._dataflow import Flow, follow_dropouts
 from pyro_dropout.interop._given_rates import given_rates
 from pyro_dropout.interop._graphs import twin
 from pyro_dropout.interop._inputs import inputs_of
+from pyro_dropout.interop._operations import drop_path_rate, set_rate
+from pyro_dropout.interop._outputs import output_of
 from pyro_dropout.nn.module import BayesianModule
 from pyro_dropout.nn.priors import lengthscale_of
 
@@ -39,7 +42,10 @@ def from_torch(
 
     Each dropout layer's rate goes to the weight whose input units it masks; the weights are the network's own
     (``loc = E[W]`` is PyTorch's inverted scaling). A layer may stand before ReLU, pooling of whole channels, reshaping
-    and transposing, with which its mask commutes; several in a row multiply, ``keep = keep₁ keep₂``. Weights without a
+    and transposing, with which its mask commutes; several in a row multiply, ``keep = keep₁ keep₂``. Where what follows
+    does not commute with it, a normalisation, a concatenation, a residual sum, it masks the output units of the layer
+    that it stands behind, with the bias: then the guide is given ``units`` too. Stochastic depth (``StochasticDepth``,
+    ``DropPath``) is one unit for all outputs of a residual branch's last layer. Weights without a
     dropout have rate 0, or the one that ``rate`` gives them: so networks come in that were trained without dropout.
     Draws have the distribution of the network's passes with its dropout layers alone in training mode: those of each
     datum as function draws, those of all data jointly with masks per datum; ``guide.median()`` is ``net.eval()``.
@@ -79,7 +85,7 @@ def from_torch(
         squared error, τ/2 for ``nn.MSELoss``.
     :returns: the model, and the guide; like any AutoGuide the guide of a ``model`` is set up at its first call.
     :raises ValueError: no active dropout in the network, and no ``rate``; a key of ``rate`` that matches nothing, or a
-        weight that has a dropout already; a dropout that is no mask of one weight's input units (after the weights;
+        weight that has a dropout already; a dropout that is no mask of input or output units (of a sum of branches;
         inside attention or between recurrent layers; one mask for each pixel or time step), any other random numbers,
         a network that computes other things in training, naming the layers; a weight decay without size, or that is
         not positive; parameters of another guide in Pyro's global store.
@@ -115,25 +121,27 @@ def from_torch(
 
     def decayed(name: str, _: Tensor) -> Any:
         assert weight_decay is not None
-        return dist.Normal(0.0, 1 / lengthscale_of(weight_decay, size, keeps.get(name, 1.0), precision))
+        keep = keeps.get(name, 1.0) * keeps.get(output_of(name), 1.0)
+        return dist.Normal(0.0, 1 / lengthscale_of(weight_decay, size, keep, precision))
 
     if weight_decay is not None:
         prior = decayed
     module = BayesianModule(bare, dist.Normal(0.0, 1.0) if prior is None else prior, [x.dim() - 1 for x in inputs])
-    if lost := sorted(keeps.keys() - module.slots.keys()):
+    parameters = {name for name, _ in net.named_parameters()}
+    masked = {name for name in parameters if name in keeps or output_of(name) in keeps}
+    if lost := sorted(masked - module.slots.keys()):
         raise ValueError(
             f"a dropout masks {', '.join(lost)}, but prior gives no distribution for it, and a weight without a "
             "posterior has no mask: give it a prior, or its dropout rate 0"
         )
+    for name in sorted(masked):
+        _check_units(module, name, inputs=name in keeps, outputs=output_of(name) in keeps)
     module.dropout_layers = _dropout_layers(flow)
     made = module if model is None else model(module)
     if not callable(made):
         raise TypeError(f"model must make a Pyro model from the module, but made {said(made)}")
 
-    def rate_of(site: str) -> float:
-        return {module.site_name(name): 1 - keep for name, keep in keeps.items()}.get(site, 0.0)
-
-    posterior = guide(made, rate=rate_of)
+    posterior = guide(made, rate=partial(_rate_of, module, keeps), **_units(module, flow, added))
     if not callable(posterior):
         raise TypeError(f"guide must make a guide from model and rate, but made {said(posterior)}")
     _check_store(posterior, module)
@@ -142,6 +150,39 @@ def from_torch(
         with evaluation_mode(), torch.enable_grad(), _CopiedOnce(module):
             posterior(*inputs)
     return made, posterior
+
+
+def _check_units(module: BayesianModule, name: str, inputs: bool, outputs: bool) -> None:
+    """The layer of a parameter must be one of which it is known what its units are."""
+    slot = module._slots[name]
+    is_bias = name.rpartition(".")[2] == "bias"
+    if (inputs and slot.units is None) or (outputs and slot.outputs is None and not is_bias):
+        raise ValueError(
+            f"a dropout masks units of {name}, a parameter of {type(slot.owners[0][0]).__name__}, which is no layer "
+            "that has such: make it one of nn.Linear, a convolution, nn.Embedding or a normalisation"
+        )
+
+
+def _rate_of(module: BayesianModule, keeps: dict[str, float], mask: str) -> float:
+    """Of a mask of the model, by the names of the network's own."""
+    keep = {_site_name(module, name): keep for name, keep in keeps.items()}.get(mask, 1.0)
+    return 1 - keep
+
+
+def _site_name(module: BayesianModule, mask: str) -> str:
+    """The name that a mask of the network has in the model."""
+    if mask in module.slots:
+        return module.site_name(mask)
+    return output_of(module.site_name(mask.removesuffix("output") + "weight"))
+
+
+def _units(module: BayesianModule, flow: Flow, added: dict[str, float]) -> dict[str, Any]:
+    """What a guide must be told of the units that are masked, where these are not all input units."""
+    if not flow.sides:
+        return {}
+    inputs = {*flow.dropouts, *added}
+    sides = {name: ("input", side) if name in inputs else side for name, side in flow.sides.items()}
+    return {"units": {module.site_name(name): side for name, side in sides.items()}}
 
 
 def _check_active(net: nn.Module, flow: Flow, added: dict[str, float]) -> None:
@@ -162,7 +203,8 @@ def _check_active(net: nn.Module, flow: Flow, added: dict[str, float]) -> None:
 
 def _could_drop(layer: nn.Module) -> bool:
     rate = getattr(layer, "dropout", 0.0)  # of some layers a dropout layer
-    return isinstance(layer, nn.modules.dropout._DropoutNd) or (isinstance(rate, int | float) and rate > 0)
+    depth = drop_path_rate(layer) is not None
+    return depth or isinstance(layer, nn.modules.dropout._DropoutNd) or (isinstance(rate, int | float) and rate > 0)
 
 
 class _CopiedOnce(TorchFunctionMode):
@@ -207,13 +249,13 @@ def _without_dropout(net: nn.Module, flow: Flow) -> nn.Module:
     for path, layer in bare.named_modules():
         layer.training = modes[path]
     for layer in bare.modules():
-        if isinstance(layer, nn.modules.dropout._DropoutNd):
-            layer.p = 0.0
+        if isinstance(layer, nn.modules.dropout._DropoutNd) or drop_path_rate(layer) is not None:
+            set_rate(layer, 0.0)
     return bare
 
 
 def _dropout_layers(flow: Flow) -> dict[str, str]:
-    """For each weight a dropout layer that masks it and nothing else."""
+    """For each mask a dropout layer that is it and nothing else."""
     uses = [d.layer for dropouts in flow.dropouts.values() for d in dropouts]
     alone = {
         name: [d.layer for d in dropouts if d.layer and uses.count(d.layer) == 1]

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from pyro_dropout._checks import said
 from pyro_dropout._failures import said_of_arguments
-from pyro_dropout.guides.rates import rates_of
+from pyro_dropout.guides.rates import rates_of, units_of
+from pyro_dropout.interop._operations import set_rate
+from pyro_dropout.interop._outputs import output_of
 from pyro_dropout.nn.module import BayesianModule
-from pyro_dropout.nn.slots import CONVOLUTIONS
+from pyro_dropout.nn.slots import CONVOLUTIONS, NORMALISATIONS
 
 _CHANNELS = {1: nn.Dropout1d, 2: nn.Dropout2d, 3: nn.Dropout3d}
 
@@ -23,8 +25,8 @@ def to_torch(module: BayesianModule, guide: AutoGuide, example: Tensor | Sequenc
     """A plain network with dropout layers, whose training mode is the guide's posterior and evaluation mode its median.
 
     The network of :func:`from_torch` gets its own dropout layers back, at the guide's rates, so that its state fits the
-    original class. Any other layer with a rate is put behind a dropout layer (``nn.Sequential``). Masks are hard also
-    where the guide relaxed them.
+    original class. Any other layer with a rate is put behind a dropout layer (``nn.Sequential``), or before it where
+    its outputs are masked. Masks are hard also where the guide relaxed them.
 
     :param module: the ``BayesianModule`` in the guide's model.
     :param guide: a dropout guide, set up (after a step, or a first call).
@@ -55,7 +57,7 @@ def to_torch(module: BayesianModule, guide: AutoGuide, example: Tensor | Sequenc
     if not (isinstance(inputs, tuple | list) and inputs and all(isinstance(x, Tensor) for x in inputs)):
         raise TypeError(f"example must be a tensor, or a tuple of tensors, but found {said(example)}")
     inputs = tuple(inputs)
-    values, rates = guide.median(), rates_of(guide)
+    values, rates, units = guide.median(), rates_of(guide), units_of(guide)
     names = {name: module.site_name(name) for name in module.slots}
     if missing := [site for site in names.values() if site not in values]:
         raise ValueError(
@@ -70,23 +72,29 @@ def to_torch(module: BayesianModule, guide: AutoGuide, example: Tensor | Sequenc
             owner = net.get_submodule(path)
             del owner._buffers[attribute]
             setattr(owner, attribute, parameter)
-    shapes, calls = _input_shapes(net, inputs)
+    shapes, calls = _shapes(net, inputs)
     for name, path in owners.items():
-        rate = rates.get(names[name], torch.zeros(()))
-        if not bool(rate.any()):
-            continue
-        if rate.dim():
-            raise ValueError(f"{names[name]} has a rate for each unit, which nn.Dropout has not")
-        if len(module.slots[name]) > 1 or calls.count(path) > 1:
-            raise ValueError(
-                f"{names[name]} has one mask wherever the network uses it, which is more than once: dropout layers "
-                "would draw one for each"
-            )
-        if name in module.dropout_layers:
-            layer: Any = net.get_submodule(module.dropout_layers[name])
-            layer.p = round(rate.item(), 6)
-        else:
-            net = _put_dropout_before(net, path, round(rate.item(), 6), shapes.get(path, ()), len(inputs[0]))
+        site = names[name]
+        for mask, key in ((site, name), (output_of(site), output_of(name))):
+            if name.endswith("bias") or not bool(rates.get(mask, torch.zeros(())).any()):
+                continue
+            rate = _one_rate(mask, rates[mask])
+            if len(module.slots[name]) > 1 or calls.count(path) > 1:
+                raise ValueError(
+                    f"{mask} has one mask wherever the network uses it, which is more than once: dropout layers would "
+                    "draw one for each"
+                )
+            if key in module.dropout_layers:
+                set_rate(net.get_submodule(module.dropout_layers[key]), rate)
+            else:
+                behind = mask != site
+                shape = shapes.get(path, ((), ()))[behind]
+                if units[mask].together > 1:
+                    raise ValueError(
+                        f"{mask} switches several outputs at once (stochastic depth), as no nn.Dropout does"
+                    )
+                dropout = _dropout_for(net.get_submodule(path), path, rate, shape, behind, len(inputs[0]))
+                net = _put_beside(net, path, dropout, behind)
     try:
         with torch.no_grad():
             copy.deepcopy(net).eval()(*inputs)
@@ -97,37 +105,51 @@ def to_torch(module: BayesianModule, guide: AutoGuide, example: Tensor | Sequenc
     return net
 
 
-def _input_shapes(net: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[dict[str, tuple[int, ...]], list[str]]:
-    """Of the inputs of weight layers, and the layers in the order of their calls."""
-    shapes: dict[str, tuple[int, ...]] = {}
+def _one_rate(mask: str, rate: Tensor) -> float:
+    if rate.dim():
+        raise ValueError(f"{mask} has a rate for each unit, which nn.Dropout has not")
+    return round(rate.item(), 6)
+
+
+def _shapes(net: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[dict[str, tuple[Any, Any]], list[str]]:
+    """Of the inputs and outputs of weight layers, and the layers in the order of their calls."""
+    shapes: dict[str, tuple[Any, Any]] = {}
     calls: list[str] = []
 
-    def note(path: str, layer_input: Tensor) -> None:
-        shapes[path] = tuple(layer_input.shape)
+    def note(path: str, layer_input: Tensor, output: Tensor) -> None:
+        shapes[path] = tuple(layer_input.shape), tuple(output.shape)
         calls.append(path)
 
     probe = copy.deepcopy(net).eval()
     for path, layer in probe.named_modules():
-        if isinstance(layer, (nn.Linear, *CONVOLUTIONS)):
-            layer.register_forward_pre_hook(lambda _, args, path=path: note(path, args[0]))
+        if isinstance(layer, (nn.Linear, nn.Embedding, *CONVOLUTIONS, *NORMALISATIONS)):
+            layer.register_forward_hook(lambda _, args, out, path=path: note(path, args[0], out))
     with torch.no_grad(), said_of_arguments("the network, run on example,", inputs, {}):
         probe(*inputs)
     return shapes, calls
 
 
-def _put_dropout_before(net: nn.Module, path: str, rate: float, shape: tuple[int, ...], rows: int) -> nn.Module:
+def _dropout_for(
+    layer: nn.Module, path: str, rate: float, shape: tuple[int, ...], behind: bool, rows: int
+) -> nn.Module:
+    """The dropout layer that draws a mask of the units of what has this shape."""
+    channels = isinstance(layer, (*CONVOLUTIONS, *NORMALISATIONS)) and not isinstance(layer, nn.LayerNorm)
+    if shape[:1] == (rows,):
+        if len(shape) == 2:
+            return nn.Dropout(rate)
+        if channels and len(shape) - 2 in _CHANNELS:
+            return _CHANNELS[len(shape) - 2](rate)
+    raise ValueError(
+        f"{type(layer).__name__} {path!r} has rate {rate:.3g} for {'outputs' if behind else 'inputs'} of shape "
+        f"{shape}: its mask is one for all times or places, which no dropout layer beside it is"
+    )
+
+
+def _put_beside(net: nn.Module, path: str, dropout: nn.Module, behind: bool) -> nn.Module:
     layer = net.get_submodule(path)
-    if isinstance(layer, nn.Linear) and len(shape) == 2 and shape[0] == rows:
-        dropout: nn.Module = nn.Dropout(rate)
-    elif isinstance(layer, CONVOLUTIONS) and shape[:1] == (rows,):
-        dropout = _CHANNELS[len(layer.kernel_size)](rate)
-    else:
-        raise ValueError(
-            f"{type(layer).__name__} {path!r} has rate {rate:.3g} for inputs of shape {shape}: its mask is one for all "
-            "times or places, which no dropout layer before it is"
-        )
+    both = nn.Sequential(layer, dropout) if behind else nn.Sequential(dropout, layer)
     if not path:
-        return nn.Sequential(dropout, layer)
+        return both
     parent, _, child = path.rpartition(".")
-    setattr(net.get_submodule(parent), child, nn.Sequential(dropout, layer))
+    setattr(net.get_submodule(parent), child, both)
     return net

@@ -16,7 +16,12 @@ def branching(net, x):
 
 
 ERRORS = {
-    "after the weights": (lambda n, x: n.drop(n.a(x)), X4, {}, "Dropout 'drop' is followed by the network's output"),
+    "after an activation": (
+        lambda n, x: n.drop(n.a(x).tanh()),
+        X4,
+        {},
+        "Dropout 'drop' is followed by the network's output",
+    ),
     "before batch norm": (
         lambda n, x: n.a(n.norm(n.drop(x))),
         X4,
@@ -38,6 +43,12 @@ ERRORS = {
         X4,
         {},
         r"feeds a.weight, which the network uses 2 times",
+    ),
+    "of a parameter that is no layer's": (
+        lambda n, x: F.linear(n.drop(x), n.own),
+        X4,
+        {"own": nn.Parameter(torch.randn(2, 4))},
+        "a dropout masks units of own, a parameter of Functions, which is no layer that has such",
     ),
     "for each time": (
         lambda n, x: n.a(n.drop(x)),
@@ -143,7 +154,7 @@ def test_the_usual_networks_with_other_dropout_are_named_errors(net, message):
 
 
 class Words(nn.Module):
-    """Embedding and decoder share a weight."""
+    """Embedding and decoder share a weight; what is dropped is what an activation returns."""
 
     def __init__(self):
         super().__init__()
@@ -152,7 +163,7 @@ class Words(nn.Module):
         self.decoder.weight = self.embedding.weight
 
     def forward(self, x):
-        return self.decoder(self.drop(self.hidden(self.embedding(x)).relu()))
+        return self.decoder(self.drop(self.hidden(self.embedding(x)).tanh()))
 
 
 def in_place(net, x):

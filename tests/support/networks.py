@@ -125,6 +125,35 @@ RATES = {
 }
 
 
+class StochasticDepth(nn.Module):
+    """As torchvision has it."""
+
+    def __init__(self, p, mode="row"):
+        super().__init__()
+        self.p, self.mode = p, mode
+
+    def forward(self, x):
+        if not self.training or self.p == 0.0:
+            return x
+        size = [len(x) if self.mode == "row" else 1] + [1] * (x.ndim - 1)
+        noise = torch.empty(size, dtype=x.dtype).bernoulli_(1 - self.p)
+        return x * noise.div_(1 - self.p)
+
+
+class DropPath(nn.Module):
+    """As timm has it."""
+
+    def __init__(self, drop_prob, scale_by_keep=True):
+        super().__init__()
+        self.drop_prob, self.scale_by_keep = drop_prob, scale_by_keep
+
+    def forward(self, x):
+        if self.drop_prob == 0.0 or not self.training:
+            return x
+        noise = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(1 - self.drop_prob)
+        return x * (noise.div_(1 - self.drop_prob) if self.scale_by_keep else noise)
+
+
 def scaled(net):
     """Weights large enough for dropout to show in every output."""
     with torch.no_grad():
@@ -140,9 +169,11 @@ def case(name, rows=3):
 
 def dropout_passes(net, x, n):
     """Outputs ``[n, *out]`` of passes with dropout alone in training mode."""
+    training = net.training
     net = copy.deepcopy(net).eval()
+    net.training = training  # of functions that the network itself calls
     for part in net.modules():
-        if isinstance(part, nn.modules.dropout._DropoutNd):
+        if isinstance(part, nn.modules.dropout._DropoutNd | StochasticDepth | DropPath):
             part.train()
     if isinstance(net, LeNet):
         net.training = True  # its own dropout functions; it has no other use of it
