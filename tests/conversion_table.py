@@ -21,7 +21,7 @@ def row(case: Case) -> list[str]:
         case.name,
         "" if case.rate is None else f"{case.rate:g}",
         " / ".join(map(str, case.sizes)),
-        each([o.sentence or ("yes" if case.at_once else "yes, one draw at a time") for o in outcomes]),
+        each([o.sentence or "yes" for o in outcomes]),
         each([f"{len(o.masked)}" for o in outcomes]),
         each([f"{o.passes:.1f}" for o in outcomes]),
         each([f"{o.seconds:.1f}" for o in outcomes]),

@@ -39,17 +39,22 @@ class Flow(NamedTuple):
     :param dropouts: by mask: that of a weight's input units has the weight's name, that of a layer's output units the
         layer's and ``.output``.
     :param sides: for each weight whose layer's outputs are masked, ``"output"``, or ``"branch"`` for all at once.
+    :param left_out: dropouts that are masks of nothing, and why, by their steps.
     """
 
     graphs: Graphs | None
     dropouts: dict[str, list[Dropout]]
     sides: dict[str, str]
+    left_out: dict[fx.Node, str]
 
 
-def follow_dropouts(net: nn.Module, inputs: tuple[Tensor, ...], may_have_none: bool = False) -> Flow:
+def follow_dropouts(
+    net: nn.Module, inputs: tuple[Tensor, ...], may_have_none: bool = False, leave_out: bool = False
+) -> Flow:
     """Follows each dropout's mask to the weight or layer that it switches units of.
 
     :param may_have_none: whether a network without dropout, which then need not be followed, is what is expected.
+    :param leave_out: whether to go on without dropouts that are masks of nothing.
     :raises ValueError: a dropout that is a mask neither of one weight's input units nor of a layer's output units,
         naming it and what it meets; any other random numbers.
     """
@@ -59,34 +64,44 @@ def follow_dropouts(net: nn.Module, inputs: tuple[Tensor, ...], may_have_none: b
             raise ValueError(
                 f"{type(net).__name__} has dropout inside it ({hidden}), which masks no weight's input units"
             )
-        return Flow(None, {}, {})
+        return Flow(None, {}, {}, {})
     try:
-        graphs = Graphs(net, inputs)
+        graphs = Graphs(net, inputs, leave_out)
     except ValueError:
         if may_have_none and not draws_of(net, inputs):
-            return Flow(None, {}, {})
+            return Flow(None, {}, {}, {})
         raise
-    network = Network(graphs, inputs)
-    found: dict[str, list[Dropout]] = {}
-    sides: dict[str, str] = {}
-    for dropout in network.dropouts():
+    network, flow = Network(graphs, inputs), Flow(graphs, {}, {}, graphs.left_out)
+    for node in network.active():
         try:
-            names = _Forward(network).targets(dropout)
-        except ValueError as ahead:
-            try:
-                before = layers_before(network, dropout)
-            except ValueError as behind:
-                raise ValueError(f"{ahead}. Nor does it mask a layer's output units: {behind}") from None
-            for weight, side in before.items():
-                if sides.setdefault(weight, side) != side:
-                    raise ValueError(
-                        f"{network.say(dropout.node)} is a second mask of the outputs of {weight}, one of units and "
-                        "one of all together (stochastic depth): take one of them out"
-                    ) from None
-            names = [output_of(weight) for weight in before]
-        for name in names:
-            found.setdefault(name, []).append(dropout)
-    return Flow(graphs, found, sides)
+            _add(network, node, flow)
+        except ValueError as error:
+            if not leave_out:
+                raise
+            flow.left_out[node] = str(error)
+    return flow
+
+
+def _add(network: Network, node: fx.Node, flow: Flow) -> None:
+    """Adds a dropout to what is found out, by the masks that it is."""
+    dropout = network.dropout_at(node)
+    try:
+        names = _Forward(network).targets(dropout)
+    except ValueError as ahead:
+        try:
+            before = layers_before(network, dropout)
+        except ValueError as behind:
+            raise ValueError(f"{ahead}. Nor does it mask a layer's output units: {behind}") from None
+        for weight, side in before.items():
+            if flow.sides.get(weight, side) != side:
+                raise ValueError(
+                    f"{network.say(node)} is a second mask of the outputs of {weight}, one of units and one of all "
+                    "together (stochastic depth): take one of them out"
+                ) from None
+        flow.sides.update(before)
+        names = [output_of(weight) for weight in before]
+    for name in names:
+        flow.dropouts.setdefault(name, []).append(dropout)
 
 
 class _Forward:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
@@ -19,6 +20,8 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from pyro_dropout._modes import forked_rng
 from pyro_dropout.interop._operations import DROPOUTS, drop_path_rate, hidden_dropout
 from pyro_dropout.interop._randomness import random_nodes, watched
+
+OF_ATTENTION = "dropout of attention's probabilities is no mask of a weight"
 
 
 def draws_of(net: nn.Module, inputs: tuple[Tensor, ...]) -> list[str]:
@@ -39,6 +42,30 @@ def twin(net: nn.Module, training: bool) -> nn.Module:
     return copy.deepcopy(net, {id(p): p for p in net.parameters()}).train(training)
 
 
+def without_hidden(net: nn.Module) -> tuple[nn.Module, dict[str, str]]:
+    """The network without dropout that no graph shows, which is inside of PyTorch's own layers; what it was, by layer.
+
+    It shares the network's parameters.
+    """
+    bare = twin(net, net.training)
+    modes = {path: layer.training for path, layer in net.named_modules()}
+    found: dict[str, str] = {}
+    for path, layer in bare.named_modules():
+        layer.training = modes[path]
+        inside = any(path.startswith(f"{outer}.") if outer else path for outer in found)
+        if type(layer) in DROPOUTS or inside or not fx.Tracer().is_leaf_module(layer, path):
+            continue
+        if hidden := hidden_dropout(layer):
+            why = f"; {OF_ATTENTION}" if isinstance(layer, nn.MultiheadAttention) else ""
+            found[path] = f"{type(layer).__name__} {path!r} has dropout inside it ({hidden}){why}"
+            for inner in layer.modules():
+                if isinstance(inner, nn.modules.dropout._DropoutNd):
+                    inner.p = 0.0
+                elif isinstance(getattr(inner, "dropout", None), float):
+                    inner.dropout = 0.0
+    return bare, found
+
+
 def say(graph: fx.GraphModule, node: fx.Node) -> str:
     """A step of a graph as its user knows it."""
     if node.op == "call_module":
@@ -54,10 +81,11 @@ class Graphs:
 
     :param net: the network; it is not changed.
     :param inputs: for the passes that tell what is random.
+    :param leave_out: whether functions of attention lose their dropout; else they are refused.
     :raises ValueError: a network that cannot be followed; random numbers in it that are not of its dropouts.
     """
 
-    def __init__(self, net: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def __init__(self, net: nn.Module, inputs: tuple[Tensor, ...], leave_out: bool = False) -> None:
         self.training, self.evaluation = (_trace(twin(net, mode), inputs) for mode in (True, False))
         drawn, out = _run(self.evaluation, inputs)
         for node, name in drawn.items():
@@ -74,10 +102,15 @@ class Graphs:
         self.drawn, _ = _run(self.training, inputs)
         for buffer, before in statistics.items():
             buffer.copy_(before)
+        self.left_out: dict[fx.Node, str] = {}
         for node, name in self.drawn.items():
-            if not is_dropout(self.training, node):
+            if leave_out and node.target is F.scaled_dot_product_attention:
+                self.left_out[node] = self._say_random(node, name)
+            elif not is_dropout(self.training, node):
                 raise ValueError(self._say_random(node, name))
         self._check_again(net, inputs)
+        for node in self.left_out:
+            node.args, node.kwargs = node.args[:4], {**node.kwargs, "dropout_p": 0.0}
         self.same = self._pair()
 
     def _check_twin(self, net: nn.Module, inputs: tuple[Tensor, ...], out: Any) -> None:
@@ -108,10 +141,13 @@ class Graphs:
 
     def _say_random(self, node: fx.Node, name: str) -> str:
         layer = self.training.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if node.target is F.scaled_dot_product_attention:
+            return f"{say(self.training, node)} differs between training and evaluation: {OF_ATTENTION}"
         if layer is not None and (hidden := hidden_dropout(layer)):
+            why = f"; {OF_ATTENTION}" if isinstance(layer, nn.MultiheadAttention) else ""
             return (
-                f"{say(self.training, node)} has dropout inside it ({hidden}), which masks no weight's input units: "
-                "set it to 0, and put nn.Dropout before weight layers"
+                f"{say(self.training, node)} has dropout inside it ({hidden}), which masks no weight's input units{why}"
+                ": set it to 0, and put nn.Dropout before weight layers"
             )
         return (
             f"{say(self.training, node)} differs between training and evaluation: it draws random numbers ({name}), "

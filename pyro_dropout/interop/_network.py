@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -73,27 +72,36 @@ class Network:
                 return [self.names.get(id(attribute(self.graph, weight)), str(weight.target))]
         return []
 
-    def dropouts(self) -> Iterator[Dropout]:
-        """Those that are active."""
-        for node in self.graph.graph.nodes:
-            if not is_dropout(self.graph, node):
-                continue
-            layer: Any = self.layer(node)
-            depth = drop_path_rate(layer)
-            rate = argument(node, 1, "p", 0.5) if layer is None else layer.p if depth is None else depth
-            if rate == 1:
-                raise ValueError(f"{self.say(node)} drops everything; a rate must be in [0, 1)")
-            if node not in self.graphs.drawn:
-                continue  # rate 0, or called with training=False
-            if layer is not None:
-                self.check_hooks(node)
-            if not isinstance(rate, int | float):
-                raise ValueError(f"{self.say(node)} has a rate that is computed: give it a number")
-            if getattr(layer, "inplace", False) if layer is not None else argument(node, 3, "inplace", False):
-                self._check_in_place(node)
-            if depth is not None:
-                self._check_depth(node, layer, depth)
-            yield Dropout(node, rate, DROPOUTS[self.kind(node)] if depth is None else ROWS)
+    def active(self) -> list[fx.Node]:
+        """Steps that are dropouts and draw masks: not at rate 0, nor where they are called with ``training=False``."""
+        dropouts = [node for node in self.graph.graph.nodes if is_dropout(self.graph, node)]
+        return [node for node in dropouts if node in self.graphs.drawn or self.rate_at(node) == 1]
+
+    def rate_at(self, node: fx.Node) -> Any:
+        layer: Any = self.layer(node)
+        if layer is None:
+            return argument(node, 1, "p", 0.5)
+        depth = drop_path_rate(layer)
+        return layer.p if depth is None else depth
+
+    def dropout_at(self, node: fx.Node) -> Dropout:
+        """The dropout that a step is.
+
+        :raises ValueError: one whose mask is not known.
+        """
+        layer: Any = self.layer(node)
+        rate, depth = self.rate_at(node), drop_path_rate(layer)
+        if rate == 1:
+            raise ValueError(f"{self.say(node)} drops everything; a rate must be in [0, 1)")
+        if layer is not None:
+            self.check_hooks(node)
+        if not isinstance(rate, int | float):
+            raise ValueError(f"{self.say(node)} has a rate that is computed: give it a number")
+        if getattr(layer, "inplace", False) if layer is not None else argument(node, 3, "inplace", False):
+            self._check_in_place(node)
+        if depth is not None:
+            self._check_depth(node, layer, depth)
+        return Dropout(node, rate, DROPOUTS[self.kind(node)] if depth is None else ROWS)
 
     def _check_depth(self, node: fx.Node, layer: Any, rate: float) -> None:
         """Stochastic depth multiplies each row by 0 or 1 / keep, by itself."""

@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from pyro_dropout.interop._graphs import attribute
+from pyro_dropout.interop._graphs import OF_ATTENTION, attribute
 from pyro_dropout.interop._network import Dropout, Network
 from pyro_dropout.interop._operations import CONVOLUTION_CALLS, Step, argument, came_from, is_tied
 from pyro_dropout.nn.slots import CONVOLUTIONS, NORMALISATIONS
 
 _CHANNELS_FIRST = (*CONVOLUTIONS, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm)
+_SOFTMAX = {F.softmax, torch.softmax, "softmax", nn.Softmax}
 _LAYERS = (nn.Linear, nn.Embedding, *CONVOLUTIONS, *NORMALISATIONS)
 
 
@@ -66,6 +67,8 @@ class _Backward:
         if node.target is torch.cat:
             yield from self._parts(node, entries)
             return
+        if network.kind(node) in _SOFTMAX:
+            raise ValueError(f"it stands behind {self.say(node)}: {OF_ATTENTION}")
         reasons = []
         for source in node.all_input_nodes:
             on = came_from(Step(node, source, network.layer(node), network.values.get(node), network.values), entries)

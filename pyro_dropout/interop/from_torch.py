@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -18,7 +19,7 @@ from pyro_dropout._modes import evaluation_mode
 from pyro_dropout.guides.auto import AutoBernoulliDropout
 from pyro_dropout.interop._dataflow import Flow, follow_dropouts
 from pyro_dropout.interop._given_rates import given_rates
-from pyro_dropout.interop._graphs import twin
+from pyro_dropout.interop._graphs import is_dropout, twin, without_hidden
 from pyro_dropout.interop._inputs import inputs_of
 from pyro_dropout.interop._operations import drop_path_rate, set_rate
 from pyro_dropout.interop._outputs import output_of
@@ -37,6 +38,7 @@ def from_torch(
     weight_decay: float | None = None,
     size: int | None = None,
     precision: float = 1.0,
+    refused: str = "raise",
 ) -> tuple[Any, Any]:
     r"""A trained network as a Pyro model and its dropout posterior (MC section 3).
 
@@ -83,6 +85,8 @@ def from_torch(
     :param size: number of data points N, for ``weight_decay``.
     :param precision: negative log-likelihood of a datum per unit of the training loss: 1 for cross-entropy, τ for ½
         squared error, τ/2 for ``nn.MSELoss``.
+    :param refused: what happens with dropout that is no mask of a weight, of attention's probabilities say:
+        ``"raise"``, or ``"leave out"``, which converts the network with these at rate 0, and warns of each.
     :returns: the model, and the guide; like any AutoGuide the guide of a ``model`` is set up at its first call.
     :raises ValueError: no active dropout in the network, and no ``rate``; a key of ``rate`` that matches nothing, or a
         weight that has a dropout already; a dropout that is no mask of input or output units (of a sum of branches;
@@ -112,12 +116,17 @@ def from_torch(
     check_positive(precision=precision, **({} if size is None else {"size": size}))
     if weight_decay is not None and prior is not None:
         raise ValueError("give prior or weight_decay, not both: weight_decay is the prior's precision")
+    if refused not in ("raise", "leave out"):
+        raise ValueError(f'refused must be "raise" or "leave out", but found {said(refused)}')
     added = {} if rate is None else given_rates(net, rate)
-    flow = follow_dropouts(net, inputs, may_have_none=bool(added))
-    _check_active(net, flow, added)
+    given, hidden = (net, {}) if refused == "raise" else without_hidden(net)
+    flow = follow_dropouts(given, inputs, may_have_none=bool(added), leave_out=refused == "leave out")
+    if left := [*hidden.values(), *flow.left_out.values()]:
+        warnings.warn(f"left out of {type(net).__name__}, at rate 0: {'; '.join(left)}", stacklevel=2)
+    _check_active(given, flow, added)
     keeps = {name: math.prod(1 - d.rate for d in dropouts) for name, dropouts in flow.dropouts.items()}
     keeps |= {name: 1 - value for name, value in added.items()}
-    bare = _without_dropout(net, flow)
+    bare = _without_dropout(given, flow)
 
     def decayed(name: str, _: Tensor) -> Any:
         assert weight_decay is not None
@@ -243,8 +252,12 @@ def _without_dropout(net: nn.Module, flow: Flow) -> nn.Module:
 
     Its parameters are the network's own, as ``BayesianModule`` copies them.
     """
-    calls = {d.node for dropouts in flow.dropouts.values() for d in dropouts if d.layer is None}
-    bare = twin(net, net.training) if flow.graphs is None or not calls else flow.graphs.of_both(calls)
+    nodes = {d.node for dropouts in flow.dropouts.values() for d in dropouts} | flow.left_out.keys()
+    calls = {node for node in nodes if node.op != "call_module"}
+    if flow.graphs is None or not calls:
+        bare = twin(net, net.training)
+    else:
+        bare = flow.graphs.of_both({node for node in calls if is_dropout(flow.graphs.training, node)})
     modes = {path: layer.training for path, layer in net.named_modules()}
     for path, layer in bare.named_modules():
         layer.training = modes[path]

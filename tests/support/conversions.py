@@ -21,7 +21,8 @@ class Case(NamedTuple):
 
     :param name: in the table.
     :param make: the network in evaluation mode, for images of this size.
-    :param dropouts: by weight the dropout layer whose mask it gets.
+    :param dropouts: by mask the dropout layer that draws it; of one that is called several times, with the number of
+        the call. Or a function of the network that gives these.
     :param refused: a regular expression of the sentence that says why the network does not convert, if it does not.
     :param rate: given to ``from_torch``; then all linear layers and convolutions have masks.
     :param sizes: of images.
@@ -31,7 +32,7 @@ class Case(NamedTuple):
 
     name: str
     make: Callable[[int], nn.Module]
-    dropouts: Mapping[str, str] = MappingProxyType({})
+    dropouts: Mapping[str, Any] | Callable[[nn.Module], Mapping[str, Any]] = MappingProxyType({})
     refused: str = ""
     rate: float | None = None
     sizes: tuple[int, int] = (64, 224)
@@ -43,7 +44,7 @@ class Outcome(NamedTuple):
     """What came out of a conversion at one size.
 
     :param sentence: why it was refused, or nothing.
-    :param masked: weights with a rate above 0.
+    :param masked: masks with a rate above 0.
     :param expected: those that should have one.
     :param passes: that the conversion took, by products with weights.
     :param seconds: that it took.
@@ -76,7 +77,9 @@ def convert(case: Case, size: int) -> Outcome:
     except ValueError as error:
         sentence = str(error)
     seconds, passes = time.perf_counter() - start, all_of_them.count / one.count
-    expected = _weights(net) if case.rate is not None else set(case.dropouts)
+    dropouts = case.dropouts(net) if callable(case.dropouts) else case.dropouts
+    case = case._replace(dropouts=dropouts)
+    expected = _weights(net) if case.rate is not None else set(dropouts)
     if sentence:
         return Outcome(sentence, set(), expected, passes, seconds)
     predict = DropoutPredictive(model, guide=guide, num_samples=DRAWS, return_sites=["_RETURN"], seed=1)
@@ -97,11 +100,28 @@ def _compare(
     with torch.no_grad():
         plain = case.output(net(x))
         for draw in range(DRAWS):
-            masks = {name: functions.posterior_samples[name].mask[draw].flatten() for name in masked}
+            masks = {name: _mask(functions.posterior_samples, name)[draw].flatten() for name in masked}
             expected = case.output(_with_masks(net, case, masks)(x))
             deviations.append(((out[draw] - expected).abs().max() / expected.abs().max()).item())
             effects.append(((plain - expected).abs().max() / expected.abs().max()).item())
     return max(deviations), min(effects)
+
+
+def _mask(samples: Any, name: str) -> Tensor:
+    weight = name.removesuffix("output") + "weight" if name.endswith(".output") else name
+    return next(switch.mask for switch in samples[weight].switches if switch.name == name)
+
+
+def _hook(scale: Tensor, number: int) -> Callable:
+    """Multiplies what one of a layer's calls returns: by channels, which are last where there are no places."""
+    calls = []
+
+    def scaled(_: Any, args: Any, out: Tensor) -> Tensor:
+        calls.append(len(calls))
+        factor = scale.reshape(-1, *(1,) * (out.dim() - 2)) if len(scale) > 1 else scale
+        return out * factor if calls[-1] == number else out
+
+    return scaled
 
 
 def _with_masks(net: nn.Module, case: Case, masks: dict[str, Tensor]) -> nn.Module:
@@ -110,11 +130,10 @@ def _with_masks(net: nn.Module, case: Case, masks: dict[str, Tensor]) -> nn.Modu
     for name, z in masks.items():
         path, _, attribute = name.rpartition(".")
         if case.rate is None:
-            dropout = net.get_submodule(case.dropouts[name])
-            scale = z / (1 - dropout.p)
-            dropout.register_forward_hook(
-                lambda _, args, out, scale=scale: out * scale.reshape(-1, *(1,) * (out.dim() - 2))
-            )
+            found: Any = case.dropouts[name]  # type: ignore[index]
+            path, number = (found, 0) if isinstance(found, str) else found
+            dropout: Any = net.get_submodule(path)
+            dropout.register_forward_hook(_hook(z / (1 - dropout.p), number))
         else:
             layer = net.get_submodule(path)
             weight, groups = getattr(layer, attribute), getattr(layer, "groups", 1)

@@ -11,7 +11,6 @@ from torch import nn
 from tests.support.conversions import Case
 
 NONE = "has no active dropout.*: give rate"
-DEPTH = r"in StochasticDepth '.*draws random numbers \(bernoulli_\).* set its rate to 0"
 PLACES = r"Dropout '{}' draws a mask for each place .* drop whole channels \(nn.Dropout2d\)"
 HEADS = "in InceptionAux '.*: take auxiliary heads out"
 
@@ -53,11 +52,29 @@ def _with_rate(case, rate=0.1):
     return [case, case._replace(rate=rate, refused="")]
 
 
-def _without_depth(name, make=network, **options):
-    """A network with stochastic depth as it comes, and at rate 0: its dropouts, or those that are given rates."""
+def _with_depth(name, layers, make=network, **options):
+    """A network with stochastic depth as it comes, and at rate 0: its dropouts, or those that are given rates.
+
+    :param layers: by the name of a layer of stochastic depth in its block, the last layers of the branches it drops.
+    """
+
+    def dropouts(net):
+        found = dict(options.get("dropouts", {}))
+        for path, layer in net.named_modules():
+            block, _, attribute = path.rpartition(".")
+            if attribute in layers and layer.p > 0 and getattr(net.get_submodule(block), "use_res_connect", True):
+                for number, last in enumerate(layers[attribute](net.get_submodule(block))):
+                    found[f"{block}.{last}.output"] = (path, number)
+        return found
+
     case = Case(f"{name}, depth 0", make(name, depth=0.0), **options)
-    yield case._replace(name=name, make=make(name), dropouts={}, refused=DEPTH)
+    yield case._replace(name=name, make=make(name), dropouts=dropouts)
     yield from [case] if case.dropouts else _with_rate(case._replace(refused=NONE))
+
+
+def _last_norm(block):
+    """Of EfficientNet, whose branches end in batch normalisation."""
+    return [f"block.{len(block.block) - 1}.1"]
 
 
 def _segmented(name, dropout, weight):
@@ -93,13 +110,13 @@ CASES = [
     Case("inception_v3, no heads", network("inception_v3", **plain), {"fc.weight": "dropout"}, sizes=(96, 299)),
     Case("mobilenet_v2", network("mobilenet_v2"), last),
     Case("mobilenet_v3_small", network("mobilenet_v3_small"), {"classifier.3.weight": "classifier.2"}),
-    *_without_depth("efficientnet_b0", dropouts=last),
-    *_without_depth("efficientnet_v2_s", dropouts=last),
+    *_with_depth("efficientnet_b0", {"stochastic_depth": _last_norm}, dropouts=last),
+    *_with_depth("efficientnet_v2_s", {"stochastic_depth": _last_norm}, dropouts=last),
     *_with_rate(Case("regnet_y_400mf", network("regnet_y_400mf"), refused=NONE)),
     Case("mnasnet1_0", network("mnasnet1_0"), last),
     *_with_rate(Case("shufflenet_v2_x1_0", network("shufflenet_v2_x1_0"), refused=NONE)),
-    *_without_depth("convnext_tiny"),
-    *_without_depth("swin_t"),
+    *_with_depth("convnext_tiny", {"stochastic_depth": lambda _: ["block.5"]}),
+    *_with_depth("swin_t", {"stochastic_depth": lambda _: ["attn.proj", "mlp.3"]}),
     *_with_rate(Case("vit_b_16", vit(), refused=NONE, fixed=True)),
     Case("vit_b_16, dropout=0.1", vit(dropout=0.1), refused="followed by LayerNorm", fixed=True),
     Case(
@@ -108,7 +125,15 @@ CASES = [
         refused=r"has dropout inside it \(0.1 in MultiheadAttention\).*: set it to 0",
         fixed=True,
     ),
-    *_without_depth("maxvit_t", maxvit, sizes=(224, 448), fixed=True),  # whole windows in each of its stages
+    *_with_depth(
+        "maxvit_t",
+        {
+            "stochastic_depth": lambda _: ["layers.conv_c"],
+            "stochastic_dropout": lambda _: ["attn_layer.1.merge", "mlp_layer.3"],
+        },
+        maxvit,
+        **{"sizes": (224, 448), "fixed": True},  # whole windows in each of its stages
+    ),
     *_segmented("fcn_resnet50", "classifier.3", "classifier.4.weight"),
     *_segmented("deeplabv3_resnet50", "classifier.0.project.3", "classifier.1.weight"),
     *_with_rate(
