@@ -44,7 +44,7 @@ def masks_of(sites: Mapping[str, Any], units: Any) -> Masks:
         if "input" in sides.get(name, ()) and is_weight(site):
             masks.append((name, site["infer"].get("masked_units") or MaskedUnits(site["fn"].event_dim)))
         for side in ("output", "branch"):
-            if side in sides.get(weight, ()) and (weight == name or _outputs(site, written=False)):
+            if side in sides.get(weight, ()) and (weight == name or _outputs(name, site)):
                 masks.append((f"{layer}.output".lstrip("."), _of_side(name, site, side)))
         if masks:
             found[name] = masks
@@ -62,7 +62,7 @@ def _layer_and_weight(name: str) -> tuple[str, str]:
 def _by_site(sites: Mapping[str, Any], units: Any) -> dict[str, tuple[str, ...]]:
     """Sides by the names of weights and of normalisations' scales, these only where they are named."""
     weights = [name for name, site in sites.items() if is_weight(site)]
-    scales = [n for n, site in sites.items() if n not in weights and _outputs(site, written=False) and not _is_bias(n)]
+    scales = [n for n, site in sites.items() if n not in weights and _outputs(n, site) and not _is_bias(n)]
     if isinstance(units, str | tuple | list):
         return dict.fromkeys(weights, _sides(units, "units"))
     if callable(units):
@@ -91,19 +91,16 @@ def _sides(value: Any, what: str) -> tuple[str, ...]:
     return tuple(sides)
 
 
-def _outputs(site: Any, written: bool = True) -> MaskedUnits | None:
-    """Output units of a site, as its module says.
-
-    :param written: of one that is written by hand the first dimension, as of ``torch.nn.Linear``.
-    """
-    infer = site["infer"]
+def _outputs(name: str, site: Any) -> MaskedUnits | None:
+    """Output units of a site: as its module says, or of one that is written by hand as of ``torch.nn.Linear``."""
+    infer, event_dim = site["infer"], site["fn"].event_dim
     if "output_units" in infer or "masked_units" in infer:
         return infer.get("output_units")
-    return MaskedUnits(site["fn"].event_dim, dim=0) if written else None
+    return MaskedUnits(event_dim, dim=0) if event_dim >= 2 or (event_dim == 1 and _is_bias(name)) else None
 
 
 def _of_side(name: str, site: Any, side: str) -> MaskedUnits:
-    outputs = _outputs(site)
+    outputs = _outputs(name, site)
     if outputs is None:
         raise ValueError(
             f"units asks for a mask of the outputs of {name!r}, which are not that of one linear layer, convolution, "

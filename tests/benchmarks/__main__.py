@@ -37,6 +37,7 @@ from tests.benchmarks.jobs import jobs
 from tests.benchmarks.levers import levers
 from tests.benchmarks.measure import Row, in_own_process, interleaved
 from tests.benchmarks.networks import networks
+from tests.benchmarks.outputs import outputs
 from tests.benchmarks.predictions import functions, parts, predictions
 from tests.benchmarks.set_up import independence
 
@@ -272,6 +273,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "functions": lambda options: functions(options.repeats),
     "parts": lambda options: parts(options.repeats),
     "networks": lambda options: networks(options.repeats),
+    "outputs": lambda options: outputs(options.repeats),
     "compiled": lambda options: compiled(options.repeats),
     "levers": lambda options: levers(options.repeats),
     "jobs": lambda options: jobs(options.repeats),

@@ -24,8 +24,11 @@ from pyro_dropout import (
     ReplicatedSVI,
     TraceDropout_ELBO,
     from_pyro_svi,
+    load_checkpoint,
+    save_checkpoint,
 )
-from tests.support.scenarios import FixedNoise, assert_same_mean, gradients, regression_data
+from pyro_dropout.weights import MaskedWeight
+from tests.support.scenarios import FixedNoise, PlainPyroBNN, assert_same_mean, gradients, regression_data
 
 F64 = torch.float64
 SIDES = {
@@ -199,6 +202,16 @@ def test_normalisation_layers_are_masked_where_they_are_named():
         assert sorted(guide.rates()) == expected
 
 
+def test_a_bnn_of_stock_pyro():
+    x, y = (t.float() for t in regression_data(5))
+    model = PlainPyroBNN()
+    guide = AutoBernoulliDropout(model, rate=0.5, units={"first": "output"})
+    values = guide(x, y)
+    assert list(guide.rates()) == ["first.output", "second.weight"]
+    assert values["first.bias"].mask is values["first.weight"].mask
+    assert not isinstance(values["second.bias"], MaskedWeight)
+
+
 def test_a_layer_without_a_bias_and_a_root_layer():
     net = BayesianModule(nn.Linear(3, 2, bias=False))
     guide = AutoBernoulliDropout(net, rate=0.3, units="output")
@@ -207,13 +220,13 @@ def test_a_layer_without_a_bias_and_a_root_layer():
 
 
 def test_weights_that_are_written_by_hand():
-    """Of a site that is no module's the first dimension has the outputs; a bias says so itself."""
+    """Of a site that is no module's the first dimension has the outputs, and a bias is its layer's by its name."""
 
     def model(x, y=None):
         w = pyro.sample("fc.weight", dist.Normal(0.0, 1.0).expand([2, 3]).to_event(2))
-        own = {"output_units": MaskedUnits(1, dim=0)}
-        b = pyro.sample("fc.bias", dist.Normal(0.0, 1.0).expand([2]).to_event(1), infer=own)
-        v = pyro.sample("v", dist.Normal(0.0, 1.0).expand([1, 2]).to_event(2))
+        b = pyro.sample("fc.bias", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        own = {"output_units": MaskedUnits(2, dim=0)}
+        v = pyro.sample("v", dist.Normal(0.0, 1.0).expand([1, 2]).to_event(2), infer=own)
         mean = nn.functional.linear(nn.functional.linear(x, w, b).tanh(), v).squeeze(-1)
         with pyro.plate("data", len(x)):
             return pyro.sample("obs", dist.Normal(mean, 1.0), obs=y)
@@ -362,6 +375,27 @@ def test_arviz_gets_weights_biases_and_masks(name):
     b = torch.as_tensor(posterior["net.0.bias"].values)[0]
     torch.testing.assert_close(b, guide.median()["net.0.bias"] * z / 0.7)
     assert posterior["net.0.output.rate"].shape == (1, 7)
+
+
+@pytest.mark.parametrize("name", SIDES)
+def test_training_goes_on_from_a_checkpoint(name, tmp_path):
+    """Bit by bit, in another guide of the same model."""
+    ends = []
+    for interrupted in (False, True):
+        pyro.clear_param_store()
+        model, guide, x, y = fitted(SIDES[name], learnable=True)
+        optim = pyro.optim.Adam({"lr": 0.01})
+        for step in range(6):
+            if interrupted and step == 3:
+                save_checkpoint(tmp_path / "checkpoint.pt", guide=guide, optimiser=optim)
+                pyro.clear_param_store()
+                model, guide, x, y = fitted(SIDES[name], learnable=True)
+                optim = pyro.optim.Adam({"lr": 0.01})
+                load_checkpoint(tmp_path / "checkpoint.pt", guide=guide, optimiser=optim)
+            SVI(model, guide, optim, TraceDropout_ELBO()).step(x, y)
+        ends.append({name: value.clone() for name, value in guide.state_dict().items()})
+    assert all(torch.equal(value, ends[1][key]) for key, value in ends[0].items())
+    assert any(key.startswith("logits.net.0.output") for key in ends[0])
 
 
 @pytest.mark.parametrize("name", SIDES)
