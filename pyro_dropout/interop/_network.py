@@ -47,6 +47,7 @@ class Network:
         self.given = {node: values.given[same] for node, same in graphs.same.items() if same in values.given}
         self.rows, self.told_apart = values.rows, values.told_apart
         self.inputs = inputs
+        self._functions: _OfFunctions | None = None
         self.names = {id(parameter): name for name, parameter in self.graph.named_parameters()}
 
     def layer(self, node: fx.Node) -> nn.Module | None:
@@ -149,6 +150,17 @@ class Network:
                 uses += len(node.users)
         return uses
 
+    def evaluated(self, node: fx.Node, changed: dict[fx.Node, Tensor]) -> Tensor:
+        """What a function computes for the example, in evaluation mode, with other values of some of its inputs.
+
+        :param changed: by steps of that graph.
+        """
+        if self._functions is None:
+            self._functions = _OfFunctions(self.graphs.evaluation)
+            with torch.no_grad():
+                self._functions.run(*(x.clone() for x in self.inputs))
+        return self._functions.evaluate(self.graphs.same[node], changed)
+
     def check_alone(self, dropout: Dropout, name: str, relation: str) -> None:
         """A parameter that a mask switches is the network's own, and used once."""
         if name not in self.names.values():
@@ -177,3 +189,22 @@ class Network:
 
     def shape(self, node: Any) -> tuple[int, ...]:
         return tuple(self.given[node].shape)
+
+
+class _OfFunctions(fx.Interpreter):
+    """Runs a graph once, and keeps the inputs of functions that take parameters: these can be evaluated again."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph)
+        self.extra_traceback = False
+        self._inputs: dict[fx.Node, dict[fx.Node, Any]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.op == "call_function" and any(source.op == "get_attr" for source in n.all_input_nodes):
+            self._inputs[n] = {source: self.env[source] for source in n.all_input_nodes}
+        return super().run_node(n)
+
+    def evaluate(self, node: fx.Node, changed: dict[fx.Node, Tensor]) -> Tensor:
+        self.env = {**self._inputs[node], **changed}
+        out = super().run_node(node)
+        return out if isinstance(out, Tensor) else torch.zeros(())

@@ -149,16 +149,14 @@ class _Backward:
         if node.target in CONVOLUTION_CALLS:
             return 1
         same = self.network.graphs.same
-        call = _Call(self.network.graphs.evaluation, same[node])
         with torch.no_grad():
-            call.run(*(x.clone() for x in self.network.inputs))
-            value = call.evaluate({})
+            value = self.network.evaluated(node, {})
             width = len(owner[1].weight)
             scale = torch.rand(width, dtype=value.dtype, device=value.device) + 0.5
             changed = {same[weight]: owner[1].weight * scale.reshape(-1, *(1,) * (owner[1].weight.dim() - 1))}
             if owner[1].bias is not None:
                 changed[same[self._bias(node, owner)]] = owner[1].bias * scale  # type: ignore[index]
-            found = call.evaluate(changed)
+            found = self.network.evaluated(node, changed)
         for dim in range(1, value.dim()):
             if value.shape[dim] == width:
                 expected = value * scale.reshape(-1, *(1,) * (value.dim() - 1 - dim))
@@ -186,22 +184,3 @@ class _Backward:
         if entries.unique().numel() != len(entries) * width:
             raise ValueError(f"it switches several output units of {name} together, but not all")
         return "output"
-
-
-class _Call(fx.Interpreter):
-    """Runs a graph up to a step, which can then be evaluated with other values of some of its inputs."""
-
-    def __init__(self, graph: fx.GraphModule, node: fx.Node) -> None:
-        super().__init__(graph)
-        self.node, self.extra_traceback = node, False
-        self.taken: dict[fx.Node, Any] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        if n is self.node:
-            self.taken = {source: self.env[source] for source in n.all_input_nodes}
-        return super().run_node(n)
-
-    def evaluate(self, changed: dict[fx.Node, Tensor]) -> Tensor:
-        self.env = {**self.taken, **changed}
-        out = super().run_node(self.node)
-        return out if isinstance(out, Tensor) else torch.zeros(())

@@ -9,7 +9,7 @@ from torch import nn
 from tests.support.conversions import Case, convert
 from tests.support.vision import CASES
 
-PASSES = 6  # as many as anywhere; attention has products of its own, more of them where it may need gradients
+PASSES = 9  # as many as anywhere; attention has products of its own, and functions that end in a projection are tried
 TOLERANCE = 1e-5  # of float32, relative to the largest output; the deepest networks come to a tenth of it
 
 
