@@ -14,7 +14,7 @@ from pyro_dropout import (
     TraceDropout_ELBO,
     init_to_module,
 )
-from pyro_dropout.guides import rates_of
+from pyro_dropout.guides import rates_of, units_of
 from tests.arguments.cases import Of, Wrong, call
 from tests.arguments.data import BOTH, COUNT, DATA, FLAG, FUNCTION, NETWORK_INPUTS, data, some
 from tests.arguments.world import EMPTY, INF, NAN, X, Y
@@ -58,6 +58,7 @@ GUIDES = [
             ],
             per_unit=FLAG,
             shared=FLAG,
+            units=["outputs", None, 3, (), {"0": 1}, {"nothing": "output"}, {0: "output"}, ("output", "branch")],
             rest=["AutoDelta", None, 3, lambda model: None, lambda model: 3],
             init_loc_fn=["median", None, 3],
             create_plates=["plates", 3],
@@ -119,7 +120,10 @@ GUIDES = [
         fallback=["median", 3, torch.ones(3)],
         site=["0.weight", 3],
     ),
-    call("rates_of", lambda w: rates_of, lambda w: {"guide": w.guide}, guide=["guide", None, 3]),
+    *(
+        call(function.__name__, lambda w, f=function: f, lambda w: {"guide": w.guide}, guide=["guide", None, 3])
+        for function in (rates_of, units_of)
+    ),
 ]
 
 

@@ -11,6 +11,7 @@ from pyro_dropout.weights import (
     MaskedDelta,
     MaskedUnits,
     MaskedWeight,
+    Switch,
     implements,
     point_cross_entropy,
     quantised_cross_entropy,
@@ -122,10 +123,19 @@ WEIGHTS = [
     call(
         "MaskedUnits",
         lambda w: MaskedUnits,
-        lambda w: {"event_dim": 2, "dim": 1, "groups": 1},
+        lambda w: {"event_dim": 2, "dim": 1, "groups": 1, "together": 1},
         event_dim=["2", 0, -1, 1.5, None],
         dim=["1", 2, -3, 1.5, None],
         groups=["1", 0, -1, 1.5, None],
+        together=["1", 0, -1, 1.5, None],
+    ),
+    call(
+        "Switch",
+        lambda w: lambda **of_outputs: masked_weight(other=Switch(**of_outputs)),
+        lambda w: {"mask": torch.ones(2), "keep": KEEP, "units": MaskedUnits(dim=0)},
+        mask=["z", None, [1.0] * 2, torch.ones(3), torch.tensor(1.0)],
+        keep=["k", None, 0.9, torch.tensor(0.9), torch.ones(3)],
+        units=[2, None, (2, 0), MaskedUnits(), MaskedUnits(3, dim=0)],
     ),
     call(
         "MaskedUnits.count",
@@ -141,6 +151,7 @@ WEIGHTS = [
         mask=["z", None, [1.0] * 3, torch.ones(2), torch.tensor(1.0)],
         keep=["k", None, 0.9, torch.tensor(0.9), torch.ones(2)],
         units=[2, None, (2, 1)],
+        other=[2, torch.ones(2), MaskedUnits(dim=0)],
     ),
     call("MaskedWeight.replace", lambda w: masked_weight().replace, lambda w: {"site": "w"}, weight=[torch.ones(1)]),
     call(

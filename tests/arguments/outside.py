@@ -63,6 +63,7 @@ INTEROP = [
         weight_decay=[Wrong(0.1, "size"), -1.0, "0.1", NAN],
         size=[Wrong(0, "size"), "10"],
         precision=["1", -1.0, NAN, None],
+        refused=["warn", None, 3, True],
     ),
     call(
         "from_torch of a weight decay",

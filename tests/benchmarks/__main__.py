@@ -55,6 +55,9 @@ def steps(repeats: int) -> list[Row]:
             ours, peer = make(x, y, width), peers.hand_written_step(x, y, width)
             work = f"step {shape}: {name} / hand-written PyTorch"
             rows.append(interleaved(work, ours, peer, f"≤ {target}" if target else "", repeats, calls))
+        work = f"two traces of Pyro, {shape}, of the first row, without loss and gradients / hand-written PyTorch step"
+        ours, peer = peers.traces(x, y, width), peers.hand_written_step(x, y, width)
+        rows.append(interleaved(work, ours, peer, "", repeats, calls))
         with pyro.validation_enabled(False):
             work = f"step {shape}: as the first row, without Pyro's validation"
             ours, peer = peers.module_step(x, y, width), peers.hand_written_step(x, y, width)

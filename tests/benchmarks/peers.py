@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pyro
+import pyro.poutine as poutine
 import torch
 import torch.nn.functional as F
 from pyro.infer import ELBO, SVI, Predictive, TraceMeanField_ELBO
@@ -84,6 +85,20 @@ def module_step(
         return loss.item()
 
     return step
+
+
+def traces(x: Tensor, y: Tensor, width: int) -> Callable[[], None]:
+    """What Pyro does for a step of ``module_step`` before there is a loss: the guide's trace, and the model's."""
+    pyro.clear_param_store()
+    model = Regression(FEATURES, SIZE, (width, width))
+    guide = AutoConcreteDropout(model, rate=RATE)
+    guide(x, y)
+
+    def run() -> None:
+        guide_trace = poutine.trace(guide).get_trace(x, y)
+        poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x, y)
+
+    return run
 
 
 def svi_step(x: Tensor, y: Tensor, width: int) -> Callable[[], float]:
