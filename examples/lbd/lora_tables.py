@@ -35,7 +35,10 @@ def tuning_table(table: dict[str, dict[float, float]], chosen: float) -> str:
     lines += [f"| adapters | {' | '.join(f'{rate:g}' for rate in rates)} |", "| --- " * (len(rates) + 1) + "|"]
     lines += [f"| {name} | {' | '.join(f'{row[rate]:.3f}' for rate in rates)} |" for name, row in table.items()]
     means = [np.mean([row[rate] for row in table.values()]) for rate in rates]
-    return "\n".join([*lines, f"| mean | {' | '.join(f'{mean:.3f}' for mean in means)} |"])
+    lines.append(f"| mean | {' | '.join(f'{mean:.3f}' for mean in means)} |")
+    own = {name: min(row, key=row.__getitem__) for name, row in table.items()}
+    others = [f"{name} at {rate:g}" for name, rate in own.items() if rate != chosen]
+    return "\n".join([*lines, "", f"By itself better elsewhere, of one seed: {', '.join(others) or 'none'}."])
 
 
 def scores_table(alone: dict[str, dict[str, float]], rows: Rows) -> str:

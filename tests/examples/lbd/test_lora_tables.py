@@ -57,6 +57,7 @@ def test_tuning_names_the_best():
     table = tuning_table({"none": {0.01: 2.0, 0.1: 1.0}, "learned": {0.01: 1.0, 0.1: 1.5}}, 0.1)
     assert table.splitlines()[0].endswith("chosen by the mean: 0.1")
     assert "| mean | 1.500 | 1.250 |" in table
+    assert table.endswith("By itself better elsewhere, of one seed: learned at 0.01.")
 
 
 @pytest.mark.parametrize(
