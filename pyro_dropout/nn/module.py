@@ -112,10 +112,13 @@ class BayesianModule(PyroModule):
             )
         with said_of_arguments(self._said, args, kwargs):
             values = {name: self._sample(name, slot) for name, slot in self._slots.items()}
-            # Reading self.net makes Pyro register its parameters: wanted where some are learnable, slow where none are.
-            net = self.net if self._learns else self._modules["net"]
+            # Reading self.net makes Pyro register its parameters: wanted where some are learnable, slow where none are,
+            # and of frozen ones Pyro warns.
+            net: Any = self._modules["net"]
+            if self._learns and any(parameter.requires_grad for parameter in net.parameters()):
+                net = self.net
             known = (self._mixing, self._trunks)
-            return run(Network(net, self._slots, self._first, self.event_dim, *known), Call(values, args, kwargs))
+            return run(Network(net, self._slots, self._modules["_first"], self.event_dim, *known), Call(values, args, kwargs))
 
     def _sample(self, name: str, slot: Slot) -> Tensor:
         fullname = self._pyro_get_fullname(name)

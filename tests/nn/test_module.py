@@ -8,9 +8,10 @@ import pyro.distributions as dist
 import pyro.poutine as poutine
 import pytest
 import torch
+from pyro.infer import SVI
 from torch import nn
 
-from pyro_dropout import AutoBernoulliDropout, BayesianModule
+from pyro_dropout import AutoBernoulliDropout, BayesianModule, TraceDropout_ELBO
 
 
 def test_sites_carry_the_parameters_names_and_the_net_is_not_changed():
@@ -123,3 +124,24 @@ def test_normalisation_layers_are_no_weights_to_drop():
     guide(torch.zeros(5, 4))
     assert set(guide.rates()) == {"0.weight"}
     assert guide.median()["2.weight"].tolist() == [[1.0, 1.0], [1.0, 1.0]]
+
+
+@pytest.mark.parametrize("local", [False, True], ids=["global store", "module local"])
+def test_frozen_parameters_stay_what_they_are_in_stock_svi(local):
+    """Where nothing else has no prior; Pyro would warn of each, or fail where parameters are modules' own."""
+    pyro.settings.set(module_local_params=local)
+    net = nn.Sequential(nn.Linear(3, 4).requires_grad_(False), nn.Tanh(), nn.Linear(4, 1))
+    before = net[0].weight.clone()
+    module = BayesianModule(net, prior=lambda _, p: dist.Normal(0.0, 1.0) if p.requires_grad else None).train()
+
+    def model(x, y=None):
+        mean = module(x).squeeze(-1)
+        with pyro.plate("data", len(x)):
+            return pyro.sample("obs", dist.Normal(mean, 1.0), obs=y)
+
+    guide = AutoBernoulliDropout(model, rate=0.2)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), TraceDropout_ELBO())
+    for _ in range(3):
+        svi.step(torch.randn(5, 3), torch.randn(5))
+    assert torch.equal(module._modules["net"][0].weight, before)
+    assert list(guide.rates()) == ["2.weight"]
