@@ -75,3 +75,36 @@ def lenet(classes: int = 10, width: int = 16) -> nn.Sequential:
         nn.ReLU(),
         nn.Linear(8 * width, classes),
     )
+
+
+def caffe_lenet(classes: int = 10, rate: float = 0.5) -> nn.Sequential:
+    r"""Caffe's LeNet with dropout before its last layer, as MC section 5.2 has it: no non-linearity after convolutions.
+
+    Weights start uniform on ``±sqrt(3 / fan-in)``, Caffe's "xavier", biases at 0.
+
+    :param classes: number of outputs.
+    :param rate: of dropping a hidden unit.
+
+    Example::
+
+        >>> import torch
+        >>> caffe_lenet()(torch.zeros(5, 1, 28, 28)).shape
+        torch.Size([5, 10])
+    """
+    net = nn.Sequential(
+        nn.Conv2d(1, 20, kernel_size=5),  # 24 × 24, pooled to 12 × 12
+        nn.MaxPool2d(2),
+        nn.Conv2d(20, 50, kernel_size=5),  # 8 × 8, pooled to 4 × 4
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(800, 500),
+        nn.ReLU(),
+        nn.Dropout(rate),
+        nn.Linear(500, classes),
+    )
+    for layer in net:
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            bound = (3 / layer.weight[0].numel()) ** 0.5
+            nn.init.uniform_(layer.weight, -bound, bound)
+            nn.init.zeros_(layer.bias)
+    return net
