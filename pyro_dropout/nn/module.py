@@ -117,8 +117,9 @@ class BayesianModule(PyroModule):
             net: Any = self._modules["net"]
             if self._learns and any(parameter.requires_grad for parameter in net.parameters()):
                 net = self.net
-            known = (self._mixing, self._trunks)
-            return run(Network(net, self._slots, self._modules["_first"], self.event_dim, *known), Call(values, args, kwargs))
+            first: Any = self._modules["_first"]
+            network = Network(net, self._slots, first, self.event_dim, self._mixing, self._trunks)
+            return run(network, Call(values, args, kwargs))
 
     def _sample(self, name: str, slot: Slot) -> Tensor:
         fullname = self._pyro_get_fullname(name)
