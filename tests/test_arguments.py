@@ -34,6 +34,7 @@ WITHOUT_ARGUMENTS = {
     "LeafSource": "has none; its method is in the table",
     "GradientEstimator": "an abstract class",
     "JointDraw": "a record, which losses make",
+    "RiskCoverage": "a record, which risk_coverage makes",
     "zero_rates": "takes any modules, of which it looks at guides",
 }
 

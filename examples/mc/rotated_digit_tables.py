@@ -10,6 +10,7 @@ from torch import Tensor
 
 from examples.common.pictures import panels, save
 from examples.common.results import mean_and_error
+from pyro_dropout.metrics import risk_coverage
 
 CLAIMS = {
     "1": "the prediction goes from 1 over another class to 7",
@@ -72,11 +73,15 @@ def referral_table(test: Found) -> str:
     """Errors among images that are kept, the most uncertain ones being referred; how well a measure finds errors."""
     measures = [*MEASURES, "1 - largest mean"]
     shares = " | ".join(f"{100 * share:g} %" for share in REFERRED)
-    lines = ["Error in % of images kept, by the share that is referred, and AUROC of error", ""]
-    lines += [f"| measure | {shares} | AUROC |", "| --- " * (2 + len(REFERRED)) + "|"]
+    lines = [
+        "Error in % of images kept, by the share that is referred; mean over all shares (AURC); AUROC of error",
+        "",
+    ]
+    lines += [f"| measure | {shares} | AURC | AUROC |", "| --- " * (3 + len(REFERRED)) + "|"]
     for name in measures:
-        order, error = np.argsort(-test[name], kind="stable"), test["error"].astype(float)
-        cells = [f"{100 * error[order[round(share * len(order)) :]].mean():.3f}" for share in REFERRED]
+        error, curve = test["error"], risk_coverage(test[name], test["error"])
+        cells = [f"{100 * curve.risk[len(error) - 1 - round(share * len(error))]:.3f}" for share in REFERRED]
+        cells.append(f"{100 * curve.area:.4f}")
         auroc = f"{roc_auc_score(test['error'], test[name]):.4f}" if 0 < error.sum() < len(error) else ""
         lines.append(f"| {name} | {' | '.join(cells)} | {auroc} |")
     return "\n".join(lines)

@@ -195,6 +195,13 @@ METRICS = [
         log_likelihood=["a", None, torch.ones(()), DRAWS[:0], DRAWS * NAN, 1j * DRAWS],
     ),
     call(
+        "risk_coverage",
+        lambda w: metrics.risk_coverage,
+        lambda w: {"uncertainty": torch.ones(4), "loss": torch.zeros(4)},
+        uncertainty=["u", None, torch.ones(3), torch.full((4,), NAN), EMPTY, 1j * torch.ones(4)],
+        loss=["l", None, torch.ones(3), torch.full((4,), INF), 1j * torch.ones(4)],
+    ),
+    call(
         "pavpu",
         lambda w: metrics.pavpu,
         lambda w: {"uncertainty": UNSURE, "correct": RIGHT, "threshold": 0.5},

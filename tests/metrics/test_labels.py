@@ -17,6 +17,7 @@ from pyro_dropout.metrics import (
     predictive_log_likelihood,
     predictive_moments,
     quantile_coverage,
+    risk_coverage,
     uncertainty_thresholds,
 )
 
@@ -59,6 +60,7 @@ MEASURES = {
     "quantile_coverage": lambda d, y: quantile_coverage(d, y, [0.2, 0.7]),
     "calibration_error": calibration_error,
     "predictive_moments": lambda d, y: predictive_moments(d, y).aleatoric.sortby("point"),
+    "risk_coverage": lambda d, y: risk_coverage(d.mean(("chain", "draw")), y).risk,
     "pavpu": lambda d, y: pavpu(d.mean(("chain", "draw")), y > 3.0, 2.0),
     "pavpu where": lambda d, y: pavpu(d.mean(("chain", "draw")), d.mean(("chain", "draw")) > 2.5, 2.0, where=y > 3.0),
 }
