@@ -19,7 +19,7 @@ CLAIMS = {
     "3, where the mean network is sure": "the same, where the mean network's output is above 0.9",
     "all three": "claims 1 to 3 of one digit",
     "4": "inputs of the predicted class are unimodal (bimodality coefficient below 5/9), of all images",
-    "5": "at the last angle the mean of all functions is above 0.9 for a wrong class",
+    "5": "at some angle the mean of all functions is above 0.9 for a wrong class",
     "5, of a 7": "the same, of class 7",
 }
 MEASURES = ["variation ratio", "predictive entropy", "mutual information", "expected entropy"]
