@@ -34,6 +34,7 @@ from pyro_dropout import (
 from pyro_dropout.training._steps import graph
 from tests.benchmarks import documents, numpyro_peer, peers
 from tests.benchmarks.jobs import jobs
+from tests.benchmarks.lenet import lenet
 from tests.benchmarks.levers import levers
 from tests.benchmarks.measure import Row, in_own_process, interleaved
 from tests.benchmarks.networks import networks
@@ -276,6 +277,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "functions": lambda options: functions(options.repeats),
     "parts": lambda options: parts(options.repeats),
     "networks": lambda options: networks(options.repeats),
+    "lenet": lambda options: lenet(options.repeats),
     "outputs": lambda options: outputs(options.repeats),
     "compiled": lambda options: compiled(options.repeats),
     "levers": lambda options: levers(options.repeats),
