@@ -34,8 +34,10 @@ def layers_before(network: Network, dropout: Dropout) -> dict[str, str]:
 
     :raises ValueError: a dropout that does not mask a layer's outputs, naming what is between.
     """
-    back = _Backward(network, dropout)
-    found = dict(back.follow(dropout.node.args[0], dropout.node, network.entries(dropout)))
+    pairs = list(_Backward(network).follow(dropout.node.args[0], dropout.node, network.entries(dropout)))
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"it draws more than one mask of the outputs of {', '.join(found)}, which are joined twice")
     for weight in found:
         network.check_alone(dropout, weight, "stands behind")
         bias = weight.removesuffix("weight") + "bias"
@@ -45,9 +47,8 @@ def layers_before(network: Network, dropout: Dropout) -> dict[str, str]:
 
 
 class _Backward:
-    def __init__(self, network: Network, dropout: Dropout) -> None:
+    def __init__(self, network: Network) -> None:
         self.network, self.say = network, network.say
-        self.what = network.say(dropout.node)
 
     def follow(self, node: Any, user: fx.Node, entries: Tensor) -> Iterator[tuple[str, str]]:
         """Weight and side of the layers that ``node`` comes from, whose output ``entries`` of the mask are on."""
@@ -94,11 +95,10 @@ class _Backward:
 
     def _layer(self, node: fx.Node) -> tuple[str, int, int] | None:
         """Name of the weight of a layer, number of its output units, and the dimension that has them."""
-        network, dims = (
-            self.network,
-            self.network.values[node].dim() if hasattr(self.network.values[node], "dim") else 0,
-        )
-        layer = network.layer(node)
+        network, layer, value = self.network, self.network.layer(node), self.network.values[node]
+        if not isinstance(value, Tensor):
+            return None
+        dims = value.dim()
         if node.target is operator.getitem and node.args[1] == 0:
             attention = network.layer(node.args[0])  # type: ignore[arg-type]
             if isinstance(attention, nn.MultiheadAttention):

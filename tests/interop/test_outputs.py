@@ -294,6 +294,12 @@ REFUSED = {
         {},
         r"add \(add\) uses what is behind Linear 'a' too, without the mask",
     ),
+    "of what is joined twice": (
+        lambda n, x: (lambda h: n.drop(torch.cat([h, h], 1)).tanh())(n.a(x)),
+        X4,
+        {},
+        "draws more than one mask of the outputs of a.weight, which are joined twice",
+    ),
     "of the input": (lambda n, x: n.a(n.drop(x).tanh()), X4, {}, "stands behind x, with no layer between"),
     "behind an activation": (
         lambda n, x: n.b(n.drop(n.a(x).sigmoid()).tanh()),
