@@ -107,5 +107,5 @@ def draw(digit: Tensor, inputs: Tensor, angles: np.ndarray, path: Path) -> Path:
                 )
         axis.set(ylabel=label, xlim=(-0.6, len(angles) - 0.4))
         axis.set_xticks(range(len(angles)), [f"{angle:.0f}°" for angle in angles])
-    axes[1, 0].legend(title="class", fontsize=8, loc="upper center", ncols=3)
+    figure.legend(*axes[1, 0].get_legend_handles_labels(), title="class", fontsize=8, loc="outside right upper")
     return save(figure, path)
