@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from pyro_dropout.weights.weight import MaskedWeight
 
 _PROBES = (2, 3)  # rows of data: enough to see what grows with them
 _LEAVES = 13  # rows of data that are looked at for a dependence on each other
-_ENOUGH = 2**14  # draws times rows of the largest run that is only measured: it costs time
+_ENOUGH = 2**14  # draws times rows of the largest run that is only measured, as it costs time; or 1/32 of all
 _GROWTH = 8  # at most, from one measured size to the next
 
 
@@ -260,6 +261,7 @@ class Sizes(NamedTuple):
         budget, everything = settings.memory_share * memory, Sizes(draws, inputs.size)
         sizes = Sizes(min(2, draws), inputs.probes[-1])
         used = _bytes(run, sizes)
+        least = sizes
         if used > budget and sizes.draws == 2:
             sizes = Sizes(1, sizes.rows)
             used = _bytes(run, sizes)
@@ -268,17 +270,35 @@ class Sizes(NamedTuple):
                 f"one draw {what} for {f'{sizes.rows} data' if inputs.keys else 'all data'} needs about "
                 f"{used / settings.memory_share:,.0f} bytes, but max_memory leaves {memory:,} for it: give more"
             )
-        while sizes != everything:
-            larger = sizes._grown(budget / max(1, used), everything)
+        rows_first = sizes._largest(used, budget, run, everything)
+        if rows_first.draws == draws or least.draws == draws or least.rows == inputs.size:
+            return rows_first
+        # What all draws have in common is computed once for each part: it may pay to have all of them in each.
+        together = Sizes(draws, least.rows)
+        used = _bytes(run, together)
+        if used > budget:
+            return rows_first
+        draws_first = together._largest(used, budget, run, everything)
+        return draws_first if 2 * draws_first._parts(everything) <= rows_first._parts(everything) else rows_first
+
+    def _largest(self, used: int, budget: float, run: Callable[[slice, slice], Any], most: Sizes) -> Sizes:
+        """By runs of growing size, from one that needs so many bytes."""
+        sizes, enough = self, max(_ENOUGH, most.draws * most.rows // 32)
+        while sizes != most:
+            larger = sizes._grown(budget / max(1, used), most)
             if larger.draws * larger.rows < 1.5 * sizes.draws * sizes.rows:
                 break
-            if larger == everything or larger.draws * larger.rows >= _ENOUGH:
+            if larger == most or larger.draws * larger.rows >= enough:
                 return larger
             used = _bytes(run, larger)
             if used > budget:  # more than proportional
                 break
             sizes = larger
         return sizes
+
+    def _parts(self, most: Sizes) -> int:
+        """In how many of this size the whole is taken."""
+        return math.ceil(most.draws / self.draws) * math.ceil(most.rows / self.rows)
 
     @staticmethod
     def of_draws(memory: int, run: Callable[[slice], Any], draws: int) -> int:

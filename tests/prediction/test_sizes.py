@@ -9,7 +9,7 @@ from pyro.nn import PyroModule
 from torch import nn
 from torch.func import functional_call
 
-from pyro_dropout import AutoBernoulliDropout, BayesianModule, DropoutPredictive
+from pyro_dropout import AutoBernoulliDropout, BayesianModule, DropoutPredictive, from_torch
 
 F64 = torch.float64
 ROWS = range(1, 18)
@@ -116,3 +116,17 @@ def test_many_draws_of_few_rows_go_through_in_few_runs(rows):
     module._modules["net"].register_forward_hook(lambda *_: calls.append(1))
     DropoutPredictive(module, guide=guide, num_samples=2000, return_sites=["_RETURN"])(x)
     assert len(calls) < 40
+
+
+def test_what_draws_have_in_common_is_computed_once_for_each_datum():
+    """Much before the only mask, in memory for a part of the data: all draws come together, not all data."""
+    net = nn.Sequential(nn.Linear(4, 2000), nn.Tanh(), nn.Linear(2000, 5), nn.Dropout(0.5), nn.Linear(5, 2)).eval()
+    module, guide = from_torch(net, torch.randn(3, 4))
+    x, seen = torch.randn(3000, 4), []
+    module._modules["net"][1].register_forward_hook(lambda _, args, out: seen.append(len(out)))
+    predict = DropoutPredictive(module, guide=guide, num_samples=50, return_sites=["_RETURN"], max_memory=20_000_000)
+    first = predict(x)["_RETURN"]
+    seen.clear()
+    assert predict(x)["_RETURN"].shape == first.shape == (50, 3000, 2)
+    assert 3000 <= sum(seen) < 3100  # with a few that are looked at for a dependence on each other
+    assert max(seen) < 3000
