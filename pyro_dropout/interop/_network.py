@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from pyro_dropout.interop._operations import (
     drop_path_rate,
     is_tied,
     is_view,
+    set_rate,
 )
 from pyro_dropout.interop._sizes import values_of
 from pyro_dropout.nn.slots import CONVOLUTIONS
@@ -101,12 +103,14 @@ class Network:
         if getattr(layer, "inplace", False) if layer is not None else argument(node, 3, "inplace", False):
             self._check_in_place(node)
         if depth is not None:
-            self._check_depth(node, layer, depth)
+            self._check_depth(node, layer)
         return Dropout(node, rate, DROPOUTS[self.kind(node)] if depth is None else ROWS)
 
-    def _check_depth(self, node: fx.Node, layer: Any, rate: float) -> None:
-        """Stochastic depth multiplies each row by 0 or 1 / keep, by itself."""
-        rows = 32
+    def _check_depth(self, node: fx.Node, layer: Any) -> None:
+        """Stochastic depth multiplies each row by 0 or 1 / keep, by itself; tried at a rate that shows both."""
+        rows, rate = 32, 0.5
+        layer = copy.deepcopy(layer)
+        set_rate(layer, rate)
         with forked_rng(), torch.no_grad():
             factors = torch.stack([layer(torch.ones(rows, 2, 2)).flatten(1) for _ in range(8)])
         if not is_tied(factors, 2):
@@ -119,8 +123,8 @@ class Network:
         kept = factors[factors != 0]
         if not torch.allclose(kept, torch.tensor(1 / (1 - rate))):
             raise ValueError(
-                f"{self.say(node)} multiplies rows that it keeps by {kept[0]:.3g}, where a dropout posterior has "
-                f"1 / (1 - {rate:g}): its evaluation mode is not its mean"
+                f"{self.say(node)} multiplies rows that it keeps by {kept[0]:.3g} at rate {rate:g}, where a dropout "
+                f"posterior has 1 / (1 - {rate:g}): its evaluation mode is not its mean"
             )
 
     def _check_in_place(self, node: fx.Node) -> None:

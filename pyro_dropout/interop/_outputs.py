@@ -34,10 +34,16 @@ def layers_before(network: Network, dropout: Dropout) -> dict[str, str]:
 
     :raises ValueError: a dropout that does not mask a layer's outputs, naming what is between.
     """
-    pairs = list(_Backward(network).follow(dropout.node.args[0], dropout.node, network.entries(dropout)))
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    parts = list(_Backward(network).follow(dropout.node.args[0], dropout.node, network.entries(dropout)))
+    found = {weight: side for weight, side, _ in parts}
+    if len(found) < len(parts):
         raise ValueError(f"it draws more than one mask of the outputs of {', '.join(found)}, which are joined twice")
+    for i, (weight, _, entries) in enumerate(parts):
+        for other, _, others in parts[:i]:
+            if bool(torch.isin(entries.contiguous(), others.contiguous()).any()):
+                raise ValueError(
+                    f"it has one mask for the outputs of {other} and {weight}, but each has one of its own"
+                )
     for weight in found:
         network.check_alone(dropout, weight, "stands behind")
         bias = weight.removesuffix("weight") + "bias"
@@ -50,8 +56,8 @@ class _Backward:
     def __init__(self, network: Network) -> None:
         self.network, self.say = network, network.say
 
-    def follow(self, node: Any, user: fx.Node, entries: Tensor) -> Iterator[tuple[str, str]]:
-        """Weight and side of the layers that ``node`` comes from, whose output ``entries`` of the mask are on."""
+    def follow(self, node: Any, user: fx.Node, entries: Tensor) -> Iterator[tuple[str, str, Tensor]]:
+        """Weight, side and entries of the layers that ``node`` comes from, on whose output the mask's entries are."""
         network = self.network
         steps = [Step(u, node, network.layer(u), network.values.get(u), network.values) for u in node.users]
         others = [self.say(step.node) for step in steps if step.node is not user and not step.asks_sizes]
@@ -63,7 +69,7 @@ class _Backward:
         if layer is not None:
             network.check_hooks(node)
             name, width, dim = layer
-            yield name, self._side(node, entries, width, dim)
+            yield name, self._side(node, entries, width, dim), entries
             return
         if node.target is torch.cat:
             yield from self._parts(node, entries)
@@ -86,7 +92,7 @@ class _Backward:
             raise reasons[0]
         raise ValueError(f"it stands behind {self.say(node)}, with which its mask does not commute either")
 
-    def _parts(self, node: fx.Node, entries: Tensor) -> Iterator[tuple[str, str]]:
+    def _parts(self, node: fx.Node, entries: Tensor) -> Iterator[tuple[str, str, Tensor]]:
         """A concatenation has a part of the mask for each of what it joins."""
         parts, dim = list(argument(node, 0, "tensors", ())), argument(node, 1, "dim", 0)
         sizes = [self.network.values[part].shape[dim] for part in parts]
@@ -102,6 +108,9 @@ class _Backward:
         if node.target is operator.getitem and node.args[1] == 0:
             attention = network.layer(node.args[0])  # type: ignore[arg-type]
             if isinstance(attention, nn.MultiheadAttention):
+                again = [u for u in node.args[0].users if u is not node and u.args[1:] != (1,)]  # type: ignore[union-attr]
+                if again:
+                    raise ValueError(f"{self.say(again[0])} uses what {self.say(node)} is of too, without the mask")
                 weight = attention.out_proj.weight
                 name = network.names.get(id(weight), f"{node.args[0].target}.out_proj.weight")  # type: ignore[union-attr]
                 return name, len(weight), dims - 1
@@ -121,7 +130,7 @@ class _Backward:
             return None
         name = self.network.names.get(id(layer.weight), f"{path}.weight".lstrip("."))
         if isinstance(layer, nn.Embedding):
-            return name, layer.embedding_dim, dim
+            return None if layer.max_norm else (name, layer.embedding_dim, dim)  # else rows are scaled after the mask
         transposed = isinstance(layer, CONVOLUTIONS) and layer.transposed
         return name, layer.out_channels if transposed else len(layer.weight), dim
 
@@ -136,6 +145,10 @@ class _Backward:
         return (path, layer) if isinstance(layer, (nn.Linear, *CONVOLUTIONS)) else None
 
     def _has_bias(self, node: fx.Node, owner: tuple[str, Any]) -> bool:
+        """Whether the bias that a function adds is the layer's own, or none."""
+        if node.target is F.linear or node.target in CONVOLUTION_CALLS:
+            given = argument(node, 2, "bias", None)
+            return given is None or (owner[1].bias is not None and given is self._bias(node, owner))
         return owner[1].bias is None or self._bias(node, owner) is not None
 
     def _bias(self, node: fx.Node, owner: tuple[str, Any]) -> fx.Node | None:

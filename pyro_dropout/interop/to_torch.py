@@ -93,7 +93,8 @@ def to_torch(module: BayesianModule, guide: AutoGuide, example: Tensor | Sequenc
                     raise ValueError(
                         f"{mask} switches several outputs at once (stochastic depth), as no nn.Dropout does"
                     )
-                dropout = _dropout_for(net.get_submodule(path), path, rate, shape, behind, len(inputs[0]))
+                layer = module._modules["net"].get_submodule(path)
+                dropout = _dropout_for(layer, path, rate, shape, behind, len(inputs[0]))
                 net = _put_beside(net, path, dropout, behind)
     try:
         with torch.no_grad():
@@ -134,7 +135,7 @@ def _dropout_for(
 ) -> nn.Module:
     """The dropout layer that draws a mask of the units of what has this shape."""
     channels = isinstance(layer, (*CONVOLUTIONS, *NORMALISATIONS)) and not isinstance(layer, nn.LayerNorm)
-    if shape[:1] == (rows,):
+    if shape[:1] == (rows,) and (behind or not isinstance(layer, nn.Embedding)):
         if len(shape) == 2:
             return nn.Dropout(rate)
         if channels and len(shape) - 2 in _CHANNELS:

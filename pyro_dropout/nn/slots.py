@@ -129,5 +129,5 @@ def _output_units(owners: list[tuple[nn.Module, str]], parameter: Tensor) -> Mas
     if isinstance(layer, _TRANSPOSED):
         return MaskedUnits(parameter.dim(), dim=1, groups=layer.groups)
     if isinstance(layer, nn.Embedding):
-        return MaskedUnits(2, dim=1)
+        return None if layer.max_norm else MaskedUnits(2, dim=1)
     return MaskedUnits(parameter.dim(), dim=0) if channels else None

@@ -300,6 +300,30 @@ REFUSED = {
         {},
         "draws more than one mask of the outputs of a.weight, which are joined twice",
     ),
+    "one of two layers": (
+        lambda n, x: n.depth(torch.cat([n.a(x), n.b(x)], 1)) + 1,
+        X4,
+        {"depth": DropPath(0.5)},
+        "has one mask for the outputs of a.weight and b.weight, but each has one of its own",
+    ),
+    "of attention that is used again": (
+        lambda n, x: (lambda o: o[0] - n.depth(o[0]))(n.mha(x, x, x)),
+        X3D,
+        {"mha": nn.MultiheadAttention(4, 2, batch_first=True), "depth": DropPath(0.5)},
+        "uses what getitem .* is of too, without the mask",
+    ),
+    "with another layer's bias": (
+        lambda n, x: n.drop(F.linear(x, n.bare.weight, n.b.bias)) + 1,
+        X4,
+        {"bare": nn.Linear(4, 4, bias=False)},
+        r"stands behind linear \(linear\), with which its mask does not commute either",
+    ),
+    "of rows whose norm is bounded": (
+        lambda n, x: n.drop(n.words(x)) + 1,
+        torch.tensor([1, 2, 3]),
+        {"words": nn.Embedding(5, 4, max_norm=0.5)},
+        "stands behind Embedding 'words', with which its mask does not commute either",
+    ),
     "of the input": (lambda n, x: n.a(n.drop(x).tanh()), X4, {}, "stands behind x, with no layer between"),
     "behind an activation": (
         lambda n, x: n.b(n.drop(n.a(x).sigmoid()).tanh()),
@@ -347,7 +371,7 @@ REFUSED = {
         lambda n, x: x + n.depth(n.a(x)),
         X4,
         {"depth": DropPath(0.3, scale_by_keep=False)},
-        r"'depth' multiplies rows that it keeps by 1, where a dropout posterior has 1 / \(1 - 0.3\)",
+        r"'depth' multiplies rows that it keeps by 1 at rate 0.5, where a dropout posterior has 1 / \(1 - 0.5\)",
     ),
     "of units and of a branch": (
         lambda n, x: x + n.depth(n.drop(n.a(x)).tanh() * 0 + n.drop2(n.b(x))),
@@ -509,3 +533,26 @@ def test_only_dropouts_are_left_out():
         from_torch(noisy, X4, refused="warn")
     with pytest.raises(ValueError, match="no active dropout"), pytest.warns(UserWarning, match="left out"):
         from_torch(Functions(lambda n, x: n.a(n.drop(x).tanh())), X4, refused="leave out")
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.99])
+def test_stochastic_depth_at_a_rate_that_seldom_shows_both_outcomes(rate):
+    x = torch.randn(400, 4)
+    net = Functions(lambda n, x: x + n.depth(n.a(x)), depth=DropPath(rate)).eval()
+    _, guide = from_torch(net, x)
+    assert guide.rates()["a.output"].item() == pytest.approx(rate)
+
+
+def test_both_sides_of_a_convolution_come_back_and_words_do_not():
+    module = BayesianModule(nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Conv2d(2, 3, 1), nn.Flatten()))
+    guide, x = AutoBernoulliDropout(module, rate=0.2, units="both"), torch.randn(4, 1, 3, 3)
+    guide(x)
+    back = to_torch(module, guide, x)
+    draws = DropoutPredictive(module, guide=guide, num_samples=PASSES, masks="datum", return_sites=["_RETURN"])(x)
+    assert_same_distribution(dropout_passes(back, x, PASSES), draws["_RETURN"])
+    words = BayesianModule(nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(12, 2)), event_dim=1)
+    pyro.clear_param_store()
+    guide, x = AutoBernoulliDropout(words, rate=0.2), torch.randint(5, (4, 3))
+    guide(x)
+    with pytest.raises(ValueError, match=r"Embedding '0' has rate 0\.2"):
+        to_torch(words, guide, x)
