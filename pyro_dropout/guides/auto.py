@@ -41,7 +41,9 @@ class AutoBernoulliDropout(DropoutGuide):
     :param units: which units are masked: ``"input"``, ``"output"``, ``"both"`` (by two masks), or ``"branch"``, one
         unit for all outputs of a layer (stochastic depth); ``("input", "branch")`` for both of these. Of all weights,
         or a mapping from weight sites or layers (``"net.0.weight"``, ``"net.0"``; the others have input units), or a
-        function of a weight site. Scales and shifts of batch (running statistics), layer and group normalisation have
+        function of a weight site. Of a site that no ``BayesianModule`` made the first dimension has the outputs, unless
+        ``infer={"output_units": MaskedUnits(...)}`` says otherwise.
+        Scales and shifts of batch (running statistics), layer and group normalisation have
         output units too, where a mapping or function names them.
     :param rest: makes the guide of all other latents from a model: ``AutoDelta``, ``AutoNormal``, a partial.
     :param init_loc_fn: Pyro initialisation strategy; it may return None to leave a site to ``rest``.
