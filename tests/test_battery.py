@@ -16,7 +16,8 @@ from pyro_dropout import (
     TraceDropout_ELBO,
 )
 from pyro_dropout.masks import BernoulliMask, ConcreteMask
-from tests.support.battery import EstimatorBattery, GuideBattery, LayerBattery, LossBattery, MaskBattery, OutputBattery
+from tests.support.battery import EstimatorBattery, GuideBattery, LayerBattery, LossBattery, MaskBattery
+from tests.support.output_battery import OutputBattery
 
 F64 = torch.float64
 

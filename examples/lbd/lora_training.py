@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from pyro.infer import Predictive
 from torch import Tensor, nn
+from torchmetrics.functional.classification import multiclass_calibration_error
 from tqdm import trange
 
 from examples.common.data import load_mnist
@@ -194,29 +195,16 @@ def scored(adaptation: Adaptation, data: Data, draws: int) -> dict[str, Scores]:
 
 
 def scores(probs: Tensor, y: Tensor) -> Scores:
-    """Accuracy, negative log-likelihood of a label in nats, and calibration error.
+    """Accuracy, negative log-likelihood of a label in nats, and calibration error (ECE, Guo et al. 2017, eq. 3).
 
     :param probs: class probabilities, ``[draws, N, classes]``.
     :param y: labels, ``[N]``.
     """
     mean = probs.mean(0)
+    gap = multiclass_calibration_error(mean, y, num_classes=mean.shape[-1], n_bins=BINS, norm="l1")
     log_density = predictive_log_likelihood(probs[:, torch.arange(len(y)), y].clamp_min(1e-30).log())
     return {
         "accuracy": (mean.argmax(-1) == y).float().mean().item(),
         "nll": -log_density.mean().item(),
-        "ece": calibration_error(mean, y),
+        "ece": gap.item(),
     }
-
-
-def calibration_error(probs: Tensor, y: Tensor) -> float:
-    r"""ECE (Guo et al. 2017, eq. 3): how far confidence is from accuracy, in bins of equal width,
-
-    .. math:: \sum_b \frac{n_b}{N} \, |\mathrm{accuracy}_b - \mathrm{confidence}_b|
-
-    :param probs: class probabilities, ``[N, classes]``.
-    :param y: labels, ``[N]``.
-    """
-    confidence, label = probs.max(-1)
-    gap = (label == y).double() - confidence.double()
-    bins = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
-    return (torch.zeros(BINS, dtype=gap.dtype).index_add(0, bins, gap).abs().sum() / len(y)).item()

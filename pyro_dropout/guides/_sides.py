@@ -1,7 +1,8 @@
 """Which units of a network's layers a guide masks: those of a weight's inputs, or of its layer's outputs.
 
 A mask of input units belongs to one weight and has its name, ``net.0.weight``; one of output units belongs to the
-layer, ``net.0.output``, and switches the layer's weight and its bias together.
+layer, ``net.0.output``, and switches the layer's weight and its bias together. Of a site ``w`` that is no layer's it is
+``w_output``.
 """
 
 from __future__ import annotations
@@ -39,24 +40,48 @@ def masks_of(sites: Mapping[str, Any], units: Any) -> Masks:
     sides = _by_site(sites, units)
     found: Masks = {}
     for name, site in sites.items():
-        layer, weight = _layer_and_weight(name)
+        weight, output = _weight_and_output(name)
         masks = []
         if "input" in sides.get(name, ()) and is_weight(site):
             masks.append((name, site["infer"].get("masked_units") or MaskedUnits(site["fn"].event_dim)))
         for side in ("output", "branch"):
             if side in sides.get(weight, ()) and (weight == name or _outputs(name, site)):
-                masks.append((f"{layer}.output".lstrip("."), _of_side(name, site, side)))
+                masks.append((output, _of_side(name, site, side)))
         if masks:
             found[name] = masks
+    _check_names({key for masks in found.values() for key, _ in masks})
     return found
 
 
-def _layer_and_weight(name: str) -> tuple[str, str]:
-    """The layer that a site belongs to, and the name of its weight; a site that is no layer's is one by itself."""
+def rates_by_mask(rate: Any, names: list[str]) -> dict[str, Any]:
+    """A number, a mapping or a function of a mask's name, for each mask."""
+    if isinstance(rate, Mapping):
+        unknown, missing = sorted(rate.keys() - set(names), key=str), sorted(set(names) - rate.keys())
+        if unknown or missing:
+            raise ValueError(
+                f"rate must name the masks, {', '.join(names)}; found no such site {unknown}, missing {missing}"
+            )
+        return dict(rate)
+    return {name: rate(name) if callable(rate) else rate for name in names}
+
+
+def _check_names(keys: set[str]) -> None:
+    """Rates stand in a tree by the parts of their names, where none can be both a leaf and a branch."""
+    for key in keys:
+        for other in keys:
+            if other.startswith(f"{key}."):
+                raise ValueError(
+                    f"the mask {key!r} of a layer's outputs has the name of the layer that {other!r} belongs to: call "
+                    'that layer otherwise than "output"'
+                )
+
+
+def _weight_and_output(name: str) -> tuple[str, str]:
+    """The name of the weight of a site's layer, and that of the mask of its outputs."""
     layer, _, attribute = name.rpartition(".")
     if attribute not in ("weight", "bias"):
-        return name, name
-    return layer, f"{layer}.weight".lstrip(".")
+        return name, f"{name}_output"
+    return f"{layer}.weight".lstrip("."), f"{layer}.output".lstrip(".")
 
 
 def _by_site(sites: Mapping[str, Any], units: Any) -> dict[str, tuple[str, ...]]:
@@ -69,15 +94,22 @@ def _by_site(sites: Mapping[str, Any], units: Any) -> dict[str, tuple[str, ...]]
         given = {name: units(name) for name in (*weights, *scales)}
         given = {name: "input" if side is None else side for name, side in given.items()}
         return {name: _sides(side, f"units({name!r})") for name, side in given.items()}
-    by_name = {name: name for name in (*weights, *scales)}
-    by_layer = {_layer_and_weight(name)[0]: name for name in by_name}
-    if unknown := [key for key in units if key not in by_name and key not in by_layer]:
+    layers = {name.removesuffix(".weight"): name for name in (*weights, *scales)}
+    names = layers | {name: name for name in layers.values()}
+    if unknown := [key for key in units if key not in names]:
         raise ValueError(
-            f"units names {', '.join(unknown)}, but found the weight sites {', '.join(by_name)} and the layers "
-            f"{', '.join(by_layer)}"
+            f"units names {', '.join(unknown)}, but found the weight sites {', '.join(layers.values())} and the layers "
+            f"{', '.join(layers)}"
         )
-    found = dict.fromkeys(weights, ("input",))
-    return found | {by_name.get(k) or by_layer[k]: _sides(v, f"units[{k!r}]") for k, v in units.items()}
+    found: dict[str, tuple[str, ...]] = {}
+    for key, value in units.items():
+        sides = _sides(value, f"units[{key!r}]")
+        if names[key] in found:
+            raise ValueError(f"units names {names[key]!r} twice, as a weight and by its layer: give it once")
+        if names[key] in scales and "input" in sides:
+            raise ValueError(f"units[{key!r}] is {value!r}, but a normalisation has no input units, only output units")
+        found[names[key]] = sides
+    return dict.fromkeys(weights, ("input",)) | found
 
 
 def _sides(value: Any, what: str) -> tuple[str, ...]:
@@ -92,11 +124,17 @@ def _sides(value: Any, what: str) -> tuple[str, ...]:
 
 
 def _outputs(name: str, site: Any) -> MaskedUnits | None:
-    """Output units of a site: as its module says, or of one that is written by hand as of ``torch.nn.Linear``."""
+    """Output units of a site: as its module says, or of one that is written by hand as of ``torch.nn.Linear``.
+
+    Where its input units are said to be along the first dimension, its outputs are along the second.
+    """
     infer, event_dim = site["infer"], site["fn"].event_dim
-    if "output_units" in infer or "masked_units" in infer:
-        return infer.get("output_units")
-    return MaskedUnits(event_dim, dim=0) if event_dim >= 2 or (event_dim == 1 and _is_bias(name)) else None
+    if "output_units" in infer:
+        return infer["output_units"]
+    inputs = infer.get("masked_units")
+    if event_dim >= 2:
+        return MaskedUnits(event_dim, dim=1 if inputs is not None and inputs.dim == 0 else 0)
+    return MaskedUnits(1, dim=0) if event_dim == 1 and _is_bias(name) else None
 
 
 def _of_side(name: str, site: Any, side: str) -> MaskedUnits:

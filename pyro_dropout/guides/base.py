@@ -19,13 +19,14 @@ from pyro.nn.module import PyroModule, PyroParam
 from pyro.ops.tensor_utils import periodic_repeat
 from torch import Tensor
 
-from pyro_dropout._checks import as_numbers, check_flags, check_functions, said
+from pyro_dropout._checks import check_flags, check_functions, said
 from pyro_dropout._failures import said_of_arguments
 from pyro_dropout._modes import are_borrowed, unchanged_buffers
 from pyro_dropout._sites import has_real_support
 from pyro_dropout._store import store_kept_on_failure
 from pyro_dropout._values import is_traced
-from pyro_dropout.guides._sides import checked_sides, masks_of
+from pyro_dropout.guides._quantiles import checked_levels, of_weight
+from pyro_dropout.guides._sides import checked_sides, masks_of, rates_by_mask
 from pyro_dropout.guides._state import adopt, leaf_of, make_room, tensors_of, unknown_sites, value_at
 from pyro_dropout.guides.initialization import init_to_module
 from pyro_dropout.masks.distributions import BernoulliMask, Mask
@@ -159,9 +160,7 @@ class DropoutGuide(AutoGuide):
                 f"{type(self).__name__} found no weight site, that is none with two or more event dimensions; found "
                 f"{', '.join(sites) or 'no latent sites'}: declare weights with .to_event(2), or use BayesianModule"
             )
-        rates = _resolve_rates(
-            self._rate, list(dict.fromkeys(key for masks in self._masks.values() for key, _ in masks))
-        )
+        rates = rates_by_mask(self._rate, list(self.units))
         for name in self._masks:
             self._add_weight(name, sites[name], rates)
         if len(self._masks) < len(sites):
@@ -299,9 +298,10 @@ class DropoutGuide(AutoGuide):
         The mask of a weight's input units has the weight's name, that of a layer's output units the layer's and
         ``.output``.
         """
-        names = list(dict.fromkeys(key for masks in self._masks.values() for key, _ in masks))
-        if not names:  # before the first call, of a state that was loaded
-            trees = (self.rate_buffers.named_buffers(), (self.locs if self.shared else self.logits).named_parameters())
+        names = list(self.units)
+        if not names:  # before the first call, of a state that was loaded: one rate of all masks may be known alone
+            learned = self.locs if self.shared and self._sides == "input" else self.logits
+            trees = (self.rate_buffers.named_buffers(), learned.named_parameters())
             names = list(dict.fromkeys(name.removesuffix("_unconstrained") for tree in trees for name, _ in tree))
         rates = {name: self._mask(name, units=1).rate.detach().clone() for name in names}
         return {name: rate.squeeze(-1) if rate.shape[-1] == 1 else rate for name, rate in rates.items()}
@@ -309,8 +309,11 @@ class DropoutGuide(AutoGuide):
     @property
     def units(self) -> dict[str, MaskedUnits]:
         """Which units of its weight each mask switches, by mask."""
-        masks = [mask for masks in self._masks.values() for mask in masks]
-        return dict(reversed(masks))  # of the first weight that has it
+        found: dict[str, MaskedUnits] = {}
+        for masks in self._masks.values():
+            for key, units in masks:
+                found.setdefault(key, units)  # of the first weight that has it
+        return found
 
     @torch.no_grad()
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -338,17 +341,13 @@ class DropoutGuide(AutoGuide):
         :raises NotImplementedError: the guide of the rest has no quantiles.
         """
         self._check_called()
-        levels = _checked_quantiles(quantiles)
+        levels = checked_levels(quantiles)
         self._create_plates(*args, **kwargs)
         result = {}
         for name, masks in self._masks.items():
             loc = value_at(self, "locs." + name)
             key, units = self._one_mask(name, masks)
-            event_shape = loc.shape[-units.event_dim :]
-            mask = self._mask(key, units.count(event_shape))
-            q = levels.to(loc).reshape(-1, *(1,) * mask.keep.dim())
-            z, mirrored = (units.spread(mask.icdf(p) / mask.keep, event_shape) for p in (q, 1 - q))
-            result[name] = torch.where(loc > 0, loc * z, loc * mirrored)
+            result[name] = of_weight(loc, self._mask(key, units.count(loc.shape[-units.event_dim :])), units, levels)
         if hasattr(self, "rest"):
             if isinstance(self.rest, AutoDelta):
                 n = len(levels)
@@ -393,22 +392,3 @@ class DropoutGuide(AutoGuide):
         if self.prototype_trace is None:
             make_room(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _checked_quantiles(quantiles: Any) -> Tensor:
-    """Of doubles, ``[k]``."""
-    q = as_numbers("quantiles", quantiles).double()
-    if q.dim() != 1 or not len(q) or not bool(((q >= 0) & (q <= 1)).all()):
-        raise ValueError(f"quantiles must be a list of probabilities between 0 and 1, but found {said(quantiles)}")
-    return q
-
-
-def _resolve_rates(rate: Any, names: list[str]) -> dict[str, Any]:
-    if isinstance(rate, Mapping):
-        unknown, missing = sorted(rate.keys() - set(names), key=str), sorted(set(names) - rate.keys())
-        if unknown or missing:
-            raise ValueError(
-                f"rate must name the masks, {', '.join(names)}; found no such site {unknown}, missing {missing}"
-            )
-        return dict(rate)
-    return {name: rate(name) if callable(rate) else rate for name in names}

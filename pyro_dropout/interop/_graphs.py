@@ -18,7 +18,7 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from pyro_dropout._modes import forked_rng
-from pyro_dropout.interop._operations import DROPOUTS, drop_path_rate, hidden_dropout
+from pyro_dropout.interop._operations import DROPOUTS, argument, drop_path_rate, hidden_dropout
 from pyro_dropout.interop._randomness import random_nodes, watched
 
 OF_ATTENTION = "dropout of attention's probabilities is no mask of a weight"
@@ -110,7 +110,10 @@ class Graphs:
                 raise ValueError(self._say_random(node, name))
         self._check_again(net, inputs)
         for node in self.left_out:
-            node.args, node.kwargs = node.args[:4], {**node.kwargs, "dropout_p": 0.0}
+            if len(node.args) > 4:
+                node.update_arg(4, 0.0)
+            else:
+                node.update_kwarg("dropout_p", 0.0)
         self.same = self._pair()
 
     def _check_twin(self, net: nn.Module, inputs: tuple[Tensor, ...], out: Any) -> None:
@@ -164,8 +167,8 @@ class Graphs:
                 same[node] = rest.pop(0)
                 if not is_dropout(self.training, node) and not _same_arguments(node, same[node]):
                     self.by_mode.append(node)
-            elif node.target in DROPOUTS and node.args:
-                same[node] = same[node.args[0]]
+            elif node.target in DROPOUTS:
+                same[node] = same[argument(node, 0, "input", None)]
             else:
                 raise ValueError(
                     f"{say(self.training, node)} differs between training and evaluation, and is not random: the "
@@ -185,7 +188,7 @@ class Graphs:
                 mode = graph.create_node("get_attr", f"{path}.training".lstrip("."))
                 node.args, node.kwargs = self._by_mode(node, mode)
         for node in dropped:
-            node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+            node.replace_all_uses_with(argument(node, 0, "input", None))
             graph.erase_node(node)
         self.training.recompile()
         return self.training

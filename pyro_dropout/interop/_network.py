@@ -129,7 +129,7 @@ class Network:
 
     def _check_in_place(self, node: fx.Node) -> None:
         """What a dropout overwrites must not be used by anything else."""
-        source: Any = node.args[0]
+        source: Any = argument(node, 0, "input", None)
         while True:
             if len(source.users) > 1:
                 others = ", ".join(self.say(user) for user in source.users if user is not node)

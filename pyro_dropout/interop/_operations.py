@@ -170,7 +170,7 @@ def came_from(step: Step, entries: Tensor) -> Tensor | None:
 
 
 def _moved_back(step: Step, value: Tensor, entries: Tensor) -> Tensor | None:
-    """Each entry of the output is one of the input; one that is left out is whatever its neighbour is."""
+    """Each entry of the input is one of the output, or several that are the same; none is left out."""
     places = carried(step, torch.arange(value.numel()).reshape(value.shape))
     if not isinstance(places, Tensor) or places.unique().numel() != value.numel():
         return None

@@ -34,7 +34,9 @@ def layers_before(network: Network, dropout: Dropout) -> dict[str, str]:
 
     :raises ValueError: a dropout that does not mask a layer's outputs, naming what is between.
     """
-    parts = list(_Backward(network).follow(dropout.node.args[0], dropout.node, network.entries(dropout)))
+    parts = list(
+        _Backward(network).follow(argument(dropout.node, 0, "input", None), dropout.node, network.entries(dropout))
+    )
     found = {weight: side for weight, side, _ in parts}
     if len(found) < len(parts):
         raise ValueError(f"it draws more than one mask of the outputs of {', '.join(found)}, which are joined twice")
@@ -71,7 +73,7 @@ class _Backward:
             name, width, dim = layer
             yield name, self._side(node, entries, width, dim), entries
             return
-        if node.target is torch.cat:
+        if node.target in (torch.cat, torch.concat, torch.concatenate):
             yield from self._parts(node, entries)
             return
         if network.kind(node) in _SOFTMAX:
@@ -94,7 +96,7 @@ class _Backward:
 
     def _parts(self, node: fx.Node, entries: Tensor) -> Iterator[tuple[str, str, Tensor]]:
         """A concatenation has a part of the mask for each of what it joins."""
-        parts, dim = list(argument(node, 0, "tensors", ())), argument(node, 1, "dim", 0)
+        parts, dim = list(argument(node, 0, "tensors", ())), argument(node, 1, "dim", node.kwargs.get("axis", 0))
         sizes = [self.network.values[part].shape[dim] for part in parts]
         for part, of_part in zip(parts, entries.split(sizes, dim), strict=True):
             yield from self.follow(part, node, of_part)

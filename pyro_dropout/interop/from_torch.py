@@ -78,7 +78,8 @@ def from_torch(
         matches has no dropout. A recurrent layer's ``weight_hh_*``, whose masks are on its state, are meant by their
         own name, or by a function, alone.
     :param guide: makes the guide from model and ``rate``: ``AutoBernoulliDropout`` for the given rates,
-        ``partial(AutoBernoulliDropout, learnable=True)`` or ``AutoConcreteDropout`` to learn them from here.
+        ``partial(AutoBernoulliDropout, learnable=True)`` or ``AutoConcreteDropout`` to learn them from here. Where
+        outputs are masked it gets ``units`` too.
     :param prior: as in :class:`~pyro_dropout.BayesianModule`, instead of a weight decay; ``Normal(0, 1)`` by default.
         All parameters are learned, frozen ones too, unless a function gives None for them.
     :param weight_decay: λ, with which the network was trained.
@@ -137,7 +138,7 @@ def from_torch(
         prior = decayed
     module = BayesianModule(bare, dist.Normal(0.0, 1.0) if prior is None else prior, [x.dim() - 1 for x in inputs])
     parameters = {name for name, _ in net.named_parameters()}
-    masked = {name for name in parameters if name in keeps or output_of(name) in keeps}
+    masked = {n for n in parameters if n in keeps or (output_of(n) in keeps and n.endswith(("weight", "bias")))}
     if lost := sorted(masked - module.slots.keys()):
         raise ValueError(
             f"a dropout masks {', '.join(lost)}, but prior gives no distribution for it, and a weight without a "

@@ -74,3 +74,8 @@ class Call(NamedTuple):
     def rows(self) -> int:
         """Number of data of one network."""
         return max((batch[-1] for batch in self.batches if batch), default=1)
+
+
+def first_entry(t: Tensor, event_dim: int) -> Tensor:
+    """Of all plates: ``[*plates, *event]`` to ``[*event]``."""
+    return t[(0,) * (t.dim() - event_dim)]

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from pyro_dropout._modes import trial_run
 from pyro_dropout._values import is_traced, same_values
-from pyro_dropout.nn._call import Call, Network
+from pyro_dropout.nn._call import Call, Network, first_entry
 from pyro_dropout.weights.shapes import BatchDims
 from pyro_dropout.weights.weight import MaskedWeight, Switch
 
@@ -201,15 +201,11 @@ class _Activations:
 def _two_draws(value: Tensor, event_dim: int) -> Tensor:
     """Of the first entry of all plates: a dense value, or a masked weight with two masks of real numbers."""
     if not isinstance(value, MaskedWeight):
-        return _first_entry(value.detach(), event_dim)
+        return first_entry(value.detach(), event_dim)
     loc = value.loc.detach()
 
     def of_switch(switch: Switch) -> Switch:
         mask = loc.new_empty(_DRAWS, 1, switch.units.count(value.event_shape)).uniform_(0.5, 1.0)
-        return switch._replace(mask=mask, keep=_first_entry(switch.keep.detach(), 1))
+        return switch._replace(mask=mask, keep=first_entry(switch.keep.detach(), 1))
 
-    return value.with_switches(of_switch, loc=_first_entry(loc, event_dim))
-
-
-def _first_entry(t: Tensor, event_dim: int) -> Tensor:
-    return t[(0,) * (t.dim() - event_dim)]
+    return value.with_switches(of_switch, loc=first_entry(loc, event_dim))

@@ -17,7 +17,7 @@ from pyro_dropout._modes import trial_run
 from pyro_dropout._rows import mixes
 from pyro_dropout._values import is_traced
 from pyro_dropout.masks.datum import DatumMask, LeafSource
-from pyro_dropout.nn._call import Call, Network
+from pyro_dropout.nn._call import Call, Network, first_entry
 from pyro_dropout.weights.weight import MaskedWeight, Switch
 
 
@@ -64,15 +64,11 @@ def _first(value: Tensor, event_dim: int, masks: LeafSource) -> Tensor:
     if isinstance(value, MaskedWeight) and not value.masked:
         value = value.loc
     if not isinstance(value, MaskedWeight):
-        return _first_entry(value, event_dim)
-    loc = _first_entry(value.loc, event_dim)
+        return first_entry(value.detach(), event_dim).clone()
+    loc = first_entry(value.loc.detach(), event_dim).clone()
 
     def of_switch(switch: Switch) -> Switch:
         mask = DatumMask(masks.of(switch.units.count(value.event_shape), loc))
-        return switch._replace(mask=mask, keep=_first_entry(switch.keep, 1))
+        return switch._replace(mask=mask, keep=first_entry(switch.keep.detach(), 1).clone())
 
     return value.with_switches(of_switch, loc=loc, merged=(), trunk=0)
-
-
-def _first_entry(t: Tensor, event_dim: int) -> Tensor:
-    return t.detach()[(0,) * (t.dim() - event_dim)].clone()

@@ -44,9 +44,9 @@ def finished(
     dims = weight.dims
     if outputs is not None:
         _check_width(out, weight, outputs, space)
-        factor = weight.factor(outputs, batch, space)
-        if added is not None and added.dtype == out.dtype == factor.dtype:
-            return dims.rejoin(torch.addcmul(per_unit(added, dims, batch, space), out, factor))
+        factor = weight.factor(outputs, batch, space).to(out.dtype)  # of lower precision under autocast
+        if added is not None:
+            return dims.rejoin(torch.addcmul(per_unit(added, dims, batch, space).to(out.dtype), out, factor))
         out = out * factor
     return dims.rejoin(out if added is None else out + per_unit(added, dims, batch, space))
 

@@ -38,7 +38,7 @@ from tests.benchmarks.lenet import lenet
 from tests.benchmarks.levers import levers
 from tests.benchmarks.measure import Row, in_own_process, interleaved
 from tests.benchmarks.networks import networks
-from tests.benchmarks.outputs import outputs
+from tests.benchmarks.outputs import compiled_densenet, outputs
 from tests.benchmarks.predictions import functions, parts, predictions
 from tests.benchmarks.set_up import independence
 
@@ -156,14 +156,22 @@ def compiled(repeats: int) -> list[Row]:
 def profile() -> list[Row]:
     """Where the time of compiled steps goes, by the compiler's own kernels."""
     rows = []
-    for name, make, shape in (
-        ("13-50-50-1, batch 32", partial(peers.compiled_svi, 50), (40, 32)),
-        ("13-1024-1024-1, batch 128", partial(peers.compiled_svi, 1024), (10, 128)),
-        ("320 replicates of 13-50-1, batch 32", partial(peers.replicated_svi, 320), (320, 40, 32)),
+
+    def numbers(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.randn(*shape, peers.FEATURES), torch.randn(*shape)
+
+    for name, make, arguments in (
+        ("13-50-50-1, batch 32", partial(peers.compiled_svi, 50), numbers(40, 32)),
+        ("13-1024-1024-1, batch 128", partial(peers.compiled_svi, 1024), numbers(10, 128)),
+        ("320 replicates of 13-50-1, batch 32", partial(peers.replicated_svi, 320), numbers(320, 40, 32)),
+        (
+            "a small DenseNet, 32 images",
+            compiled_densenet,
+            (torch.randn(10, 32, 3, 32, 32), torch.zeros(10, 32).long()),
+        ),
     ):
         with patch.dict(graph._OPTIONS, {"cpp.enable_kernel_profile": True}):
             svi = make()
-            arguments = torch.randn(*shape, peers.FEATURES), torch.randn(*shape)
             svi.scan(*arguments)
         svi.scan(*arguments)
         start = time.perf_counter()
@@ -182,10 +190,11 @@ def profile() -> list[Row]:
 
 
 KINDS = {  # of kernels: the first that stands in a name
-    "aoti_torch": "matrix products",
     "arange": "kernels that draw masks, with what is fused to them",
     "addcdiv": "the kernel of the update, with what is fused to it",
     "cpp_fused": "other fused kernels",
+    "convolution": "convolutions",
+    "aoti_torch": "matrix products",
     "copy_": "copies",
 }
 

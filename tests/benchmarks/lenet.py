@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from models.classification import Classification, caffe_lenet
 from pyro_dropout import AutoConcreteDropout, CompiledSVI, DropoutPredictive, TraceDropout_ELBO, from_torch
 from tests.benchmarks.measure import Row, interleaved
-from tests.benchmarks.peers import RATE, TEMPERATURE
+from tests.benchmarks.peers import RATE, TEMPERATURE, step_of
 
 SIZE = 60_000
 
@@ -66,18 +66,7 @@ def _model() -> tuple[Classification, Callable]:
 
 
 def eager_step(x: Tensor, y: Tensor) -> Callable[[], float]:
-    elbo = TraceDropout_ELBO()(*_model())
-    elbo(x, y)
-    optimiser = torch.optim.Adam(elbo.parameters(), lr=1e-3)
-
-    def step() -> float:
-        optimiser.zero_grad()
-        loss = elbo(x, y)
-        loss.backward()
-        optimiser.step()
-        return loss.item()
-
-    return step
+    return step_of(TraceDropout_ELBO()(*_model()), x, y)
 
 
 @torch.no_grad()

@@ -63,20 +63,13 @@ LEVERS: dict[str, Callable[[], AbstractContextManager]] = {
     "all": nullcontext,
     "each draw of random numbers by itself": lambda: patch.object(Program, "_count_numbers", lambda *_: None),
     "each parameter updated by itself": lambda: patch.object(update, "_SMALL", 0),
-    "numbers that many entries share not kept": lambda: patch.object(graph, "_with_shared_numbers", _cleared),
+    "numbers that many entries share not kept": lambda: patch.object(graph, "_with_shared_numbers", _same_graph),
     "biases in the matrix products": lambda: patch.object(graph, "_with_biases_apart", _same_graph),
     "small loops by two threads too": lambda: patch.dict(graph._OPTIONS, {"cpp.min_chunk_size": 512}),
     "all products by mm": lambda: _maker_with(r"with _fast_products\(\):", "with contextlib.nullcontext():"),
     "the vector unit tried": lambda: _maker_with(r"vec_isa_ok = True.*", "vec_isa_ok = None"),
     "torch.compile's compiler in this process": lambda: patch.object(graph, "Library", _InProcess),
 }
-
-
-def _cleared(graph_: Any) -> Any:
-    for node in graph_.nodes:
-        node.meta.clear()
-    graph_._tracer_cls = None
-    return graph_
 
 
 def _scan(svi: CompiledSVI, store: Any, many: Sequence[Tensor]) -> Tensor:

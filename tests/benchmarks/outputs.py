@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from models.classification import Classification
 from pyro_dropout import AutoBernoulliDropout, AutoConcreteDropout, CompiledSVI, DropoutPredictive, TraceDropout_ELBO
 from tests.benchmarks.measure import Row, interleaved
-from tests.benchmarks.peers import RATE, TEMPERATURE
+from tests.benchmarks.peers import RATE, TEMPERATURE, step_of
 
 SIZE, STEM, GROWTH, LAYERS = 50_000, 16, 12, 3
 
@@ -95,33 +95,22 @@ def hand_written_step(x: Tensor, y: Tensor) -> Callable[[], float]:
     return step
 
 
-def _fitted(x: Tensor, y: Tensor, kind: Callable) -> tuple[Classification, Callable]:
+def _made(kind: Callable) -> tuple[Classification, Callable]:
     pyro.clear_param_store()
     model = Classification(densenet(), SIZE)
-    guide = kind(model, rate=_rate, units=_units)
-    guide(x, y)
-    return model, guide
+    return model, kind(model, rate=_rate, units=_units)
 
 
 def eager_step(x: Tensor, y: Tensor) -> Callable[[], float]:
-    model, guide = _fitted(x, y, AutoConcreteDropout)
-    elbo = TraceDropout_ELBO()(model, guide)
-    elbo(x, y)
-    optimiser = torch.optim.Adam(elbo.parameters(), lr=1e-3)
+    return step_of(TraceDropout_ELBO()(*_made(AutoConcreteDropout)), x, y)
 
-    def step() -> float:
-        optimiser.zero_grad()
-        loss = elbo(x, y)
-        loss.backward()
-        optimiser.step()
-        return loss.item()
 
-    return step
+def compiled_densenet() -> CompiledSVI:
+    return CompiledSVI(*_made(AutoConcreteDropout), pyro.optim.Adam({"lr": 1e-3}), wait=True, progress=False)
 
 
 def compiled_scan(x: Tensor, y: Tensor, steps: int) -> Callable[[], Tensor]:
-    model, guide = _fitted(x, y, AutoConcreteDropout)
-    svi = CompiledSVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), wait=True, progress=False)
+    svi = compiled_densenet()
     many = [t.expand(steps, *t.shape) for t in (x, y)]
     svi.scan(*many)
     return partial(svi.scan, *many)
@@ -156,7 +145,8 @@ def _rows(repeats: int) -> Iterator[Row]:
     scan = compiled_scan(x, y, steps)
     yield interleaved(f"{name}: compiled scan / by hand", scan, by_hand, "≤ 0.7", repeats, steps, (steps, 1))
     images = torch.randn(64, 3, 32, 32)
-    model, guide = _fitted(images, torch.zeros(64, dtype=torch.long), AutoBernoulliDropout)
+    model, guide = _made(AutoBernoulliDropout)
+    guide(images, torch.zeros(64, dtype=torch.long))
     predict = DropoutPredictive(model, guide=guide, num_samples=100, return_sites=["probs"])
     net = model.net._modules["net"]
     ours, peer = partial(predict, images), partial(raw_loop, net, images, 100)

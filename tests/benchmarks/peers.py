@@ -73,7 +73,11 @@ def module_step(
     """``ELBO()(model, guide)`` with the optimiser that the hand-written loop has."""
     pyro.clear_param_store()
     model = Regression(FEATURES, SIZE, (width, width))
-    elbo = (loss or TraceDropout_ELBO())(model, guide(model, rate=RATE))
+    return step_of((loss or TraceDropout_ELBO())(model, guide(model, rate=RATE)), x, y)
+
+
+def step_of(elbo: nn.Module, x: Tensor, y: Tensor) -> Callable[[], float]:
+    """A step of what ``ELBO()(model, guide)`` gives, by Adam of PyTorch."""
     elbo(x, y)
     optimiser = torch.optim.Adam(elbo.parameters(), lr=1e-3)
 

@@ -202,6 +202,60 @@ def test_normalisation_layers_are_masked_where_they_are_named():
         assert sorted(guide.rates()) == expected
 
 
+@pytest.mark.parametrize("learnable", [False, True])
+def test_both_sides_of_a_site_that_is_no_layers(learnable):
+    def model(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2, 3]).to_event(2))
+        with pyro.plate("data", len(x)):
+            return pyro.sample("obs", dist.Normal(nn.functional.linear(x, w), 1.0).to_event(1), obs=y)
+
+    x, y = torch.randn(4, 3), torch.randn(4, 2)
+    guide = AutoBernoulliDropout(model, rate=0.5, units="both", learnable=learnable)
+    SVI(model, guide, pyro.optim.Adam({}), TraceDropout_ELBO()).step(x, y)
+    assert list(guide.rates()) == ["w", "w_output"]
+
+
+def test_inputs_along_the_first_dimension_have_outputs_along_the_second():
+    """As of a transposed convolution, or a table, whose site says where its inputs are."""
+
+    def model(x):
+        units = {"masked_units": MaskedUnits(3, dim=0)}
+        return pyro.sample("up.weight", dist.Normal(0.0, 1.0).expand([2, 3, 1]).to_event(3), infer=units)
+
+    guide = AutoBernoulliDropout(model, rate=0.5, units="output")
+    assert guide(torch.zeros(1))["up.weight"].mask.shape == (3,)
+
+
+def test_a_layer_of_the_masks_name_raises():
+    net = nn.Linear(3, 3)
+    net.output = nn.Linear(3, 3)
+    with pytest.raises(ValueError, match=r"the mask '.*output' .* the name of the layer that '.*output.weight'"):
+        AutoBernoulliDropout(BayesianModule(nn.Sequential(net)), rate=0.5, units={"0": "output"})(torch.zeros(2, 3))
+
+
+def test_one_rate_of_all_has_its_own_name_before_the_first_call():
+    model, guide, x, _ = fitted("output", learnable=True, shared=True)
+    fresh = AutoBernoulliDropout(model, learnable=True, shared=True, units="output")
+    fresh.load_state_dict(guide.state_dict())
+    assert list(fresh.rates()) == ["shared"]
+    pyro.clear_param_store()
+    fresh(x)
+    assert list(fresh.rates()) == ["net.0.output", "net.2.output"]
+
+
+@pytest.mark.parametrize(
+    ("units", "message"),
+    [
+        ({"1": "input"}, "a normalisation has no input units"),
+        ({"1": "both"}, "a normalisation has no input units"),
+        ({"0": "output", "0.weight": "input"}, "names '0.weight' twice, as a weight and by its layer"),
+    ],
+)
+def test_what_cannot_be_meant_raises(units, message):
+    with pytest.raises(ValueError, match=message):
+        AutoBernoulliDropout(BayesianModule(normalised()), rate=0.3, units=units)(regression_data(5)[0])
+
+
 def test_a_bnn_of_stock_pyro():
     x, y = (t.float() for t in regression_data(5))
     model = PlainPyroBNN()
@@ -234,7 +288,7 @@ def test_weights_that_are_written_by_hand():
     x, y = (t.float() for t in regression_data(5))
     guide = AutoBernoulliDropout(model, rate=0.5, units="output")
     values = guide(x, y)
-    assert list(guide.rates()) == ["fc.output", "v.output"]
+    assert list(guide.rates()) == ["fc.output", "v_output"]
     assert values["fc.bias"].mask is values["fc.weight"].mask
     for masks in ("datum", "draw"):
         SVI(model, guide, pyro.optim.Adam({}), TraceDropout_ELBO(masks=masks)).step(x, y)

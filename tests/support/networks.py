@@ -181,6 +181,12 @@ def dropout_passes(net, x, n):
         return torch.stack([net(x) for _ in range(n)])
 
 
+def median_of(module, guide):
+    """The network at the guide's medians."""
+    net = copy.deepcopy(module._modules["net"])
+    return lambda x: torch.func.functional_call(net, guide.median(), (x,))
+
+
 def assert_same_distribution(a, b):
     """Each output by Kolmogorov and Smirnov's test, all pairs of outputs by their mean products.
 

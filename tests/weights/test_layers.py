@@ -224,3 +224,17 @@ def test_kept_units_under_autocast():
         found = predict(x)["_RETURN"]
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.05)
+
+
+def test_masked_outputs_under_autocast_have_its_type():
+    mask, keep = torch.tensor([1.0, 0.0, 1.0, 1.0]), torch.tensor([0.6])
+    weight = MaskedWeight(torch.randn(4, 3), mask, keep, MaskedUnits(dim=0))
+    bias = MaskedWeight(torch.randn(4), mask, keep, MaskedUnits(1, dim=0))
+    x = torch.randn(5, 3)
+    exact = F.linear(x, weight, bias)
+    for b in (bias, None):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = F.linear(x, weight, b)
+        assert found.dtype == torch.bfloat16
+        expected = exact if b is not None else F.linear(x, weight)
+        torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.05)

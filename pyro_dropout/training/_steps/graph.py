@@ -124,7 +124,9 @@ class Compiled:
         self._function: Callable[..., Sequence[Tensor]] = torch.no_grad()(traced.module.forward)
         self._library: Library | None = None
         tensors = [*inputs, *traced.tensors]
-        graph = GraphModule(torch.nn.Module(), _with_shared_numbers(_with_biases_apart(traced.module.graph)))
+        graph = GraphModule(
+            torch.nn.Module(), _without_values(_with_shared_numbers(_with_biases_apart(traced.module.graph)))
+        )
         if any(t.device.type != "cpu" for t in tensors):
             error = ""
             try:
@@ -176,8 +178,13 @@ def _with_shared_numbers(graph: Graph) -> Graph:
                     kept = graph.call_function(aten.as_strided.default, (node, value.shape, value.stride()))
                 for user in users:
                     user.replace_input_with(node, kept)
+    return graph
+
+
+def _without_values(graph: Graph) -> Graph:
+    """Without the tensors of the trace, which the compiler would take for its own."""
     for node in graph.nodes:
-        node.meta.clear()  # tensors of the trace, which the compiler would take for its own
+        node.meta.clear()
     graph._tracer_cls = None  # as the trace's, when it is read from a file, has them again
     return graph
 

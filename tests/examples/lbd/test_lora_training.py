@@ -4,18 +4,15 @@ import numpy as np
 import pytest
 import torch
 from torch.func import functional_call
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 from examples.common.arguments import settle
 from examples.lbd import lora_training
 from examples.lbd.lora_training import (
     BASE_IMAGES,
-    BINS,
     VALIDATION_IMAGES,
     Method,
     Size,
     adapted,
-    calibration_error,
     scored,
     scores,
     to_adapt,
@@ -123,12 +120,3 @@ def test_scores_are_those_of_the_mean_of_draws():
     assert found["accuracy"] == 0.5
     assert found["nll"] == pytest.approx(-(np.log(0.6) + np.log(0.3)) / 2, rel=1e-5)
     assert found["ece"] == pytest.approx((0.4 + 0.7) / 2, rel=1e-5)
-
-
-def test_calibration_error_is_that_of_torchmetrics():
-    logits = 2 * torch.randn(500, 10)
-    y = torch.randint(10, (500,))
-    y[:300] = logits[:300].argmax(-1)
-    probs = logits.softmax(-1)
-    expected = multiclass_calibration_error(probs, y, num_classes=10, n_bins=BINS, norm="l1")
-    assert calibration_error(probs, y) == pytest.approx(expected.item(), abs=1e-5)
