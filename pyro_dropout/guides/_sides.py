@@ -59,7 +59,7 @@ def rates_by_mask(rate: Any, names: list[str]) -> dict[str, Any]:
         unknown, missing = sorted(rate.keys() - set(names), key=str), sorted(set(names) - rate.keys())
         if unknown or missing:
             raise ValueError(
-                f"rate must name the masks, {', '.join(names)}; found no such site {unknown}, missing {missing}"
+                f"rate must name the masks, {', '.join(names)}; found no such mask {unknown}, missing {missing}"
             )
         return dict(rate)
     return {name: rate(name) if callable(rate) else rate for name in names}

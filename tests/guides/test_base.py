@@ -133,7 +133,7 @@ def test_rest_may_be_any_guide(data):
         (-0.1, r"'net.0.weight'.*\[0, 1\)"),
         (torch.full((7,), 0.1), r"'net.0.weight'.*a mask over 3 units takes one rate or 3.*\(7,\)"),
         ({"net.0.weight": 0.1}, r"missing \['net.2.weight'\]"),
-        ({"net.0.weight": 0.1, "net.2.weight": 0.1, "nat": 0.2}, r"no such site \['nat'\]"),
+        ({"net.0.weight": 0.1, "net.2.weight": 0.1, "nat": 0.2}, r"no such mask \['nat'\]"),
     ],
 )
 @pytest.mark.parametrize("guide_class", [AutoBernoulliDropout, AutoConcreteDropout])

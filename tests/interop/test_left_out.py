@@ -101,6 +101,8 @@ def test_a_function_of_attention_loses_its_dropout(by_position):
     draws = DropoutPredictive(model, guide=guide, num_samples=PASSES, return_sites=["_RETURN"])(x)["_RETURN"]
     assert_same_distribution(passes[:, 0], draws.reshape(passes.shape)[:, 0])
     torch.testing.assert_close(median_of(model, guide)(x), net(x))
+    converted = model.train()._modules["net"]  # in the mode in which it would drop
+    assert torch.equal(converted(x), converted(x))
 
 
 def test_only_dropouts_are_left_out():

@@ -61,7 +61,28 @@ def test_training_goes_on_where_it_was_interrupted(run, tmp_path, monkeypatch):
     assert any((a != b).any() for a, b in zip(trained(options).parameters(), whole.parameters(), strict=True))
 
 
-def test_learning_rates_and_decay_are_the_authors():
+@staged
+def test_steps_are_the_authors(tmp_path):
+    """By hand: momentum 0.9, weight decay on all, a rate that falls by the inverse law, twice that for biases."""
+    options = rotated_digit.options_of([*CUT, "--outputs", str(tmp_path), "--steps", "40"])
+    rotated_digit.settle(0)
+    net = caffe_lenet()
+    x, y = rotated_digit.images("train")
+    moments = [torch.zeros_like(p) for p in net.parameters()]
+    for step in range(40):
+        rows = torch.randint(60_000, (64,), generator=torch.Generator().manual_seed(step))
+        loss = torch.nn.functional.cross_entropy(net(x[rows]), y[rows])
+        gradients = torch.autograd.grad(loss, list(net.parameters()))
+        with torch.no_grad():
+            for p, v, g in zip(net.parameters(), moments, gradients, strict=True):
+                v.mul_(0.9).add_(g + 5e-4 * p)
+                p -= (0.01 if p.dim() > 1 else 0.02) / (1 + 0.0001 * step) ** 0.75 * v
+    rotated_digit.settle(0)
+    for found, expected in zip(trained(options).parameters(), net.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_network_is_caffes():
     """Caffe's LeNet: 0.43 million weights, no non-linearity after convolutions, dropout before the last layer."""
     net = caffe_lenet()
     assert sum(p.numel() for p in net.parameters() if p.dim() > 1) == 430_500
