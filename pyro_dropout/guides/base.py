@@ -26,7 +26,7 @@ from pyro_dropout._sites import has_real_support
 from pyro_dropout._store import store_kept_on_failure
 from pyro_dropout._values import is_traced
 from pyro_dropout.guides._quantiles import checked_levels, of_weight
-from pyro_dropout.guides._sides import checked_sides, masks_of, rates_by_mask
+from pyro_dropout.guides._sides import Masks, checked_sides, masks_of, rates_by_mask
 from pyro_dropout.guides._state import adopt, leaf_of, make_room, tensors_of, unknown_sites, value_at
 from pyro_dropout.guides.initialization import init_to_module
 from pyro_dropout.masks.distributions import BernoulliMask, Mask
@@ -98,9 +98,7 @@ class DropoutGuide(AutoGuide):
         self._rate, self._sides = rate, checked_sides(units)
         self.learnable, self.per_unit, self.shared = learnable, per_unit, shared
         self._make_rest = rest
-        self._masks: dict[
-            str, list[tuple[str, MaskedUnits]]
-        ] = {}  # of each weight: names of its masks, and their units
+        self._masks: Masks = {}  # of each weight: the names of its masks, and their units
         self._snapshots: dict[str, Tensor] = {}
         self._at_zero: dict[str, bool] = {}  # whether a fixed rate was 0 for all units, when it was last looked at
         self.locs = PyroModule()
@@ -198,9 +196,8 @@ class DropoutGuide(AutoGuide):
                 loc = periodic_repeat(loc, full_size, frame.dim - fn.event_dim).contiguous()
         self._set_parameter(self.locs, name, loc, fn.event_dim)
         for key, units in self._masks[name]:
-            if (
-                value_at(self.rate_buffers, key) is None and value_at(self.logits, key) is None
-            ):  # else a bias's weight has it
+            trees = self.rate_buffers, self.logits
+            if all(value_at(tree, key) is None for tree in trees):  # else it is shared, and has its rate
                 self._add_rate(key, rates[key], loc, units)
 
     def _add_rate(self, name: str, rate: Any, loc: Tensor, units: MaskedUnits) -> None:
