@@ -13,6 +13,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from models.priors import normal_prior
 from pyro_dropout import BayesianModule
 
 
@@ -65,11 +66,7 @@ class Regression(PyroModule):
             raise ValueError(f"precision must be one positive number, but found {precision}")
         self.size, self.precision = size, precision if isinstance(precision, str) else "fixed"
         outputs = 2 if precision == "network" else 1
-
-        def prior(_: str, parameter: Tensor) -> dist.Normal:
-            inputs = parameter.shape[1] if scaled and parameter.dim() == 2 else 1
-            return dist.Normal(0.0, 1.0 / (lengthscale * inputs**0.5))
-
+        prior = normal_prior(lengthscale, scaled=scaled)
         self.net = BayesianModule(mlp(features, hidden, outputs, activation), prior)
         if precision == "parameter":
             self.learned_precision = PyroParam(torch.tensor(1.0), constraints.positive)

@@ -2,8 +2,8 @@
 
 A mask is drawn (``masks``), a weight wears it (``weights``); a network is made of such weights (``nn``), a guide
 samples them (``guides``), a loss scores them (``losses``), draws predict (``prediction``); steps train (``training``),
-others take them in and out (``interop``); numbers judge (``metrics``). ``entropic`` takes dropout as a constraint
-instead.
+others take them in and out (``interop``); numbers judge (``metrics``) and mend (``calibration``). ``entropic`` takes
+dropout as a constraint instead.
 """
 
 from importlib.metadata import version

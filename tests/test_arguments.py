@@ -17,12 +17,12 @@ from tests.arguments.constraint import ENTROPIC
 from tests.arguments.inference import GUIDES, LOSSES, PREDICTION
 from tests.arguments.masks import MASKS
 from tests.arguments.networks import NN, WEIGHTS
-from tests.arguments.outside import INTEROP, METRICS
+from tests.arguments.outside import CALIBRATION, INTEROP, METRICS
 from tests.arguments.training import TRAINING
 from tests.arguments.world import World, changed
 
 ROOT = Path(pyro_dropout.__file__).parent
-CALLS = [*NN, *WEIGHTS, *MASKS, *GUIDES, *LOSSES, *PREDICTION, *TRAINING, *INTEROP, *METRICS, *ENTROPIC]
+CALLS = [*NN, *WEIGHTS, *MASKS, *GUIDES, *LOSSES, *PREDICTION, *TRAINING, *INTEROP, *METRICS, *CALIBRATION, *ENTROPIC]
 CASES = list(cases(CALLS))
 # Python's own words for arguments that a function does not have, which name them.
 BINDING = r"unexpected keyword argument|missing \d+ required|positional arguments? but|multiple values for"

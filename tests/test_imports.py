@@ -10,7 +10,7 @@ FLOORS = [
     {"_checks"},
     {"_failures", "_sites", "_values", "_modes", "_store", "_memory", "_settings", "_rows"},
     {"masks", "metrics"},
-    {"weights"},
+    {"weights", "calibration"},
     {"nn", "guides", "losses", "prediction"},
     {"training", "interop"},
     {"entropic"},

@@ -12,7 +12,15 @@ import pyro_dropout
 ROOT = Path(pyro_dropout.__file__).parent
 FOLDERS = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
 # For other folders, not for users: no underscore, as those may import them, and in no ``__all__``.
-SHARED = {"weights/plates", "weights/shapes", "nn/slots", "losses/nonfinite", "prediction/draws", "interop/groups"}
+SHARED = {
+    "weights/plates",
+    "weights/shapes",
+    "nn/slots",
+    "losses/nonfinite",
+    "prediction/draws",
+    "interop/groups",
+    "metrics/labels",
+}
 
 
 def public_files(folder):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_dropout._checks import check_counts, check_share
-from pyro_dropout.metrics._labels import as_tensor, check_finite, from_draws
+from pyro_dropout.metrics.labels import as_tensor, check_finite, class_probabilities, from_draws
 
 
 def predictive_entropy(probs: Any) -> Any:
@@ -26,7 +26,7 @@ def predictive_entropy(probs: Any) -> Any:
         >>> predictive_entropy(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]))  # two draws that disagree: log 2
         tensor([0.6931])
     """
-    p, label = _probabilities(probs)
+    p, label = class_probabilities(probs)
     return label(_entropy(p.mean(0)))
 
 
@@ -44,7 +44,7 @@ def expected_entropy(probs: Any) -> Any:
         >>> expected_entropy(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]))
         tensor([0.])
     """
-    p, label = _probabilities(probs)
+    p, label = class_probabilities(probs)
     return label(_entropy(p).mean(0))
 
 
@@ -65,7 +65,7 @@ def mutual_information(probs: Any) -> Any:
         >>> mutual_information(torch.tensor([[[1.0, 0.0], [0.5, 0.5]], [[0.0, 1.0], [0.5, 0.5]]]))
         tensor([0.6931, 0.0000])
     """
-    p, label = _probabilities(probs)
+    p, label = class_probabilities(probs)
     return label((_entropy(p.mean(0)) - _entropy(p).mean(0)).clamp_min(0))  # below 0 by rounding alone
 
 
@@ -201,17 +201,3 @@ def _patches(image: Tensor, window: int, stride: int) -> Tensor:
 
 def _entropy(p: Tensor) -> Tensor:
     return torch.special.entr(p).sum(-1)
-
-
-def _probabilities(probs: Any) -> tuple[Tensor, Any]:
-    p, label = from_draws(probs, "probs")
-    if p.dim() < 2 or not p.shape[-1]:
-        raise ValueError(f"probs must be [draws, ..., classes], but found shape {tuple(p.shape)}")
-    check_finite(probs=p)
-    if bool((p < 0).any()) or not bool(torch.isclose(p.sum(-1), p.new_ones(()), atol=1e-3).all()):
-        raise ValueError(
-            "probs must be probabilities that sum to one over the last dimension (logits.softmax(-1); for two classes "
-            f"torch.stack([1 - p, p], -1)), but found entries from {p.min().item():.3g} to {p.max().item():.3g} with "
-            f"sums from {p.sum(-1).min().item():.3g} to {p.sum(-1).max().item():.3g}"
-        )
-    return p, label

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pyro_dropout.metrics._labels import as_tensor, broadcast, check_finite, from_draws, is_labelled
+from pyro_dropout.metrics.labels import as_tensor, broadcast, check_finite, from_draws, is_labelled
 
 
 class PredictiveMoments(NamedTuple):

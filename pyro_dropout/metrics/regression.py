@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_dropout._checks import check_flags, said
-from pyro_dropout.metrics._labels import as_tensor, check_finite, from_draws
+from pyro_dropout.metrics.labels import as_tensor, check_finite, from_draws
 
 
 def interval_coverage(draws: Any, target: Any, probability: float) -> float:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_dropout.metrics._labels import as_tensor, check_finite
+from pyro_dropout.metrics.labels import as_tensor, check_finite
 
 
 class RiskCoverage(NamedTuple):

@@ -1,4 +1,4 @@
-"""Wrong arguments of ``interop`` and ``metrics``."""
+"""Wrong arguments of ``interop``, ``metrics`` and ``calibration``."""
 
 from functools import partial
 
@@ -9,7 +9,15 @@ from pyro.infer import SVI
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
-from pyro_dropout import AutoBernoulliDropout, BayesianModule, from_pyro_svi, from_torch, metrics, to_torch
+from pyro_dropout import (
+    AutoBernoulliDropout,
+    BayesianModule,
+    calibration,
+    from_pyro_svi,
+    from_torch,
+    metrics,
+    to_torch,
+)
 from tests.arguments.cases import Of, Wrong, call
 from tests.arguments.world import EMPTY, INF, META, NAN, X_NAN, X, Y
 
@@ -225,5 +233,35 @@ METRICS = [
         lambda w: {"uncertainty": UNSURE, "t": [0.5]},
         uncertainty=["a", None, UNSURE * NAN, torch.ones(0), 1j * UNSURE],
         t=["a", None, -0.1, [1.5], NAN, [["a"]], 1j],
+    ),
+]
+
+LOGITS = torch.tensor([[[1.0, 0.0], [0.5, 0.0], [2.0, 0.0], [3.0, 0.0]]])
+CLASSES = torch.tensor([0, 1, 0, 0])
+NO_CLASSES = ["a", None, CLASSES[:3], CLASSES + 1, -CLASSES, CLASSES.double(), CLASSES > 0, CLASSES[None], [["a"]]]
+COVERAGE = ["0.9", None, -0.1, 1.0, NAN, True, 0.99]
+CALIBRATION = [
+    call(
+        "fit_temperature",
+        lambda w: calibration.fit_temperature,
+        lambda w: {"logits": LOGITS, "labels": CLASSES},
+        logits=["a", None, LOGITS[0], LOGITS[:0], LOGITS[..., :1], LOGITS * NAN, 100 * LOGITS * INF, 1j * LOGITS],
+        labels=NO_CLASSES,
+    ),
+    call(
+        "conformal_threshold",
+        lambda w: calibration.conformal_threshold,
+        lambda w: {"probs": LOGITS.softmax(-1), "labels": CLASSES, "coverage": 0.5},
+        probs=["a", None, LOGITS, LOGITS.softmax(-1)[0], LOGITS[:0], LOGITS[:, :0], 1j * LOGITS],
+        labels=NO_CLASSES,
+        coverage=COVERAGE,
+    ),
+    call(
+        "conformal_factor",
+        lambda w: calibration.conformal_factor,
+        lambda w: {"draws": DRAWS, "y": TARGET, "coverage": 0.5},
+        draws=["a", None, DRAWS[:1], DRAWS[:, :2], DRAWS[:, :0], DRAWS[:0], DRAWS * 0, DRAWS * NAN],
+        y=["a", None, TARGET[:2], TARGET * NAN, TARGET * INF, 1j * TARGET],
+        coverage=COVERAGE,
     ),
 ]

@@ -41,6 +41,21 @@ def from_draws(value: Any, name: str) -> tuple[Tensor, Callable[[Tensor], Any]]:
     return tensor, label
 
 
+def class_probabilities(probs: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
+    """As :func:`from_draws`, of class probabilities ``[draws, ..., classes]``."""
+    p, label = from_draws(probs, "probs")
+    if p.dim() < 2 or not p.shape[-1]:
+        raise ValueError(f"probs must be [draws, ..., classes], but found shape {tuple(p.shape)}")
+    check_finite(probs=p)
+    if bool((p < 0).any()) or not bool(torch.isclose(p.sum(-1), p.new_ones(()), atol=1e-3).all()):
+        raise ValueError(
+            "probs must be probabilities that sum to one over the last dimension (logits.softmax(-1); for two classes "
+            f"torch.stack([1 - p, p], -1)), but found entries from {p.min().item():.3g} to {p.max().item():.3g} with "
+            f"sums from {p.sum(-1).min().item():.3g} to {p.sum(-1).max().item():.3g}"
+        )
+    return p, label
+
+
 def as_tensor(value: Any, name: str, like: Any = None) -> Tensor:
     """A tensor; of a labelled array its entries in the order of those of a labelled ``like``, by their labels.
 
