@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
+from typing import Any
 
 import pyro
 import torch
@@ -27,6 +28,14 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend", choices=("inductor", "eager"), default="inductor", help="of the steps (default: %(default)s)"
     )
+
+
+def parsed(parser: argparse.ArgumentParser, arguments: list[str] | None, quick: dict[str, Any]) -> argparse.Namespace:
+    """Arguments, with other defaults where ``--quick`` is among them, and a folder of their own for what is written."""
+    parser.add_argument("--quick", action="store_true", help="cut down to a minute or two, to see that it runs")
+    if parser.parse_known_args(arguments)[0].quick:
+        parser.set_defaults(**quick, outputs=parser.get_default("outputs") / "quick")
+    return parser.parse_args(arguments)
 
 
 def settle(seed: int) -> None:

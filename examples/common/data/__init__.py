@@ -1,13 +1,15 @@
 """The examples' data sets, from a folder of yours or downloaded once, and checked either way; a file for each set.
 
 With the environment variable ``PYRO_DROPOUT_DATA`` sets are read from the folder it names (``qspr/aminoacids.csv``,
-``amazon/*.npz``, ``uci/*.npz``, ``mnist/*.gz``, ``co2/*.csv``, ``solar/*.csv``), without it from a cache folder, which
-downloads from pinned commits of public repositories (MNIST: from a mirror; solar irradiance: from its publisher) fill
+``amazon/*.npz``, ``uci/*.npz``, ``mnist/*.gz``, ``cifar10/*``, ``co2/*.csv``, ``solar/*.csv``), without it from a
+cache folder, which downloads from pinned commits of public repositories (MNIST: from a mirror; CIFAR-10 and solar
+irradiance: from their publishers) fill
 (``pip install pooch``). The checksums are of the content, as converted, not of a file: the same for both ways.
 """
 
 from examples.common.data._loading import VARIABLE, Table
 from examples.common.data.amazon import CATEGORIES, load_amazon
+from examples.common.data.cifar10 import load_cifar10
 from examples.common.data.mnist import Images, load_mnist
 from examples.common.data.qspr import load_qspr
 from examples.common.data.series import Series, load_co2, load_solar
@@ -22,6 +24,7 @@ __all__ = [
     "Series",
     "Table",
     "load_amazon",
+    "load_cifar10",
     "load_co2",
     "load_mnist",
     "load_qspr",
