@@ -28,7 +28,7 @@ from torch import Tensor
 from examples.alpha.attacks_tables import curves, pictures, tables
 from examples.alpha.gradient_sign import Functions, drawn_anew, drawn_once, iterated, mean_network, predictive, step
 from examples.alpha.networks import EPOCH, Network
-from examples.common.arguments import add_outputs, count, parsed, script, settle
+from examples.common.arguments import add_backend, add_outputs, count, parsed, script, settle
 from examples.common.fits import Data, Fitted, Recipe, digits, scores, softmax_inputs
 from examples.common.results import kept, whole
 from pyro_dropout.metrics import mutual_information, predictive_entropy
@@ -49,8 +49,9 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--test-images", type=count, default=1000, help="to attack (default 1,000)")
     parser.add_argument("--draws", type=count, default=10, help="of a gradient and of a prediction (default 10)")
     parser.add_argument("--processes", type=count, default=1, help="that share the networks (default 1)")
+    add_backend(parser)
     add_outputs(parser, default="outputs/alpha_attacks")
-    quick = {"epochs": 2, "repeats": 1, "width": 40, "images": 2560, "test_images": 60}
+    quick = {"epochs": 2, "repeats": 1, "width": 40, "images": 2560, "test_images": 60, "backend": "eager"}
     return parsed(parser, arguments, quick)
 
 
@@ -74,7 +75,7 @@ def trained(alpha: float | None, seed: int, options: argparse.Namespace) -> Fitt
     train, test = digits("train"), digits("test")
     train = train[0][: options.images], train[1][: options.images]
     epoch = min(EPOCH, options.images // 128)
-    recipe = Recipe(options.epochs * epoch, every=5 * epoch, seed=seed)
+    recipe = Recipe(options.epochs * epoch, every=5 * epoch, seed=seed, backend=options.backend)
 
     def look(model: Any, guide: Any, ended: bool) -> dict[str, float]:
         return scores(softmax_inputs(model, guide, test[0], options.draws if alpha is not None else 1), test[1])

@@ -20,7 +20,7 @@ import numpy as np
 from joblib import Parallel, delayed
 
 from examples.alpha.networks import EPOCH, Network
-from examples.common.arguments import add_outputs, count, parsed, positive, script, settle
+from examples.common.arguments import add_backend, add_outputs, count, parsed, positive, script, settle
 from examples.common.fits import Recipe, digits, scores, softmax_inputs
 from examples.common.pictures import panels, save
 from examples.common.results import mean_and_error, whole
@@ -45,8 +45,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--draws", type=count, default=100, help="of the test (default 100)")
     parser.add_argument("--precision", type=positive, default=0.1, help="of the prior, l² (default 0.1)")
     parser.add_argument("--processes", type=count, default=1, help="that share the networks (default 1)")
+    add_backend(parser)
     add_outputs(parser, default="outputs/alpha_mnist")
-    quick = {"epochs": 3, "every": 1, "repeats": 2, "images": 2560, "test_images": 500, "draws": 10}
+    quick = {"epochs": 3, "every": 1, "repeats": 2, "images": 1280, "test_images": 500, "draws": 10, "backend": "eager"}
     options = parsed(parser, arguments, quick)
     tasks = [(alpha, seed) for seed in range(options.repeats) for alpha in ALPHAS]
     found = Parallel(options.processes)(delayed(curve)(alpha, seed, options) for alpha, seed in tasks)
@@ -78,6 +79,7 @@ def curve(alpha: float, seed: int, options: argparse.Namespace) -> list[dict[str
         optimiser=options.optimiser,
         learning_rate=RATES[options.optimiser],
         seed=seed,
+        backend=options.backend,
     )
 
     def look(model: Any, guide: Any, ended: bool) -> dict[str, float]:

@@ -37,6 +37,7 @@ class Recipe(NamedTuple):
     optimiser: str = "adam"
     learning_rate: float = 1e-3
     seed: int = 0
+    backend: str = "inductor"
 
     def optim(self) -> pyro.optim.PyroOptim:
         return {"adam": pyro.optim.Adam, "sgd": pyro.optim.SGD}[self.optimiser]({"lr": self.learning_rate})
@@ -78,6 +79,7 @@ def fitted(
     x, y = data
     number = recipe.steps
     settings = {**recipe._asdict(), "data": list(x.shape), **(about or {})}
+    del settings["backend"]  # which decides how long it takes
     pyro.set_rng_seed(recipe.seed)
     model, guide = make()
     guide(x[: recipe.batch], y[: recipe.batch])  # makes its parameters
@@ -92,7 +94,7 @@ def fitted(
     if done == number:
         return Fitted(model, guide, history)
     path.parent.mkdir(parents=True, exist_ok=True)
-    svi = CompiledSVI(model, guide, optim, loss, progress=False)
+    svi = CompiledSVI(model, guide, optim, loss, backend=recipe.backend, progress=False)
     seconds, saved = (history[-1]["seconds"] if history else 0.0), time.monotonic()
     with tqdm(initial=done, total=number, desc=path.stem, disable=None) as bar:
         while done < number:

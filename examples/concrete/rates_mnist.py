@@ -26,7 +26,7 @@ from typing import Any
 
 from joblib import Parallel, delayed
 
-from examples.common.arguments import add_outputs, count, parsed, script
+from examples.common.arguments import add_backend, add_outputs, count, parsed, script
 from examples.common.results import whole
 from examples.concrete.rates_mnist_runs import ARMS, Run, history, runs_of
 from examples.concrete.rates_mnist_tables import draw, tables
@@ -40,8 +40,9 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--draws", type=count, default=50, help="of a prediction (default 50, published 200)")
     parser.add_argument("--test-images", type=count, default=10_000, help="(default all)")
     parser.add_argument("--processes", type=count, default=1, help="that share the networks (default 1)")
+    add_backend(parser)
     add_outputs(parser, default="outputs/rates_mnist")
-    quick = {"epochs": 1, "repeats": 1, "draws": 5, "test_images": 200, "arms": ["size", "fixed"]}
+    quick = {"epochs": 1, "repeats": 1, "draws": 5, "test_images": 200, "arms": ["fixed", "start"], "backend": "eager"}
     return parsed(parser, arguments, quick)
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from examples.common.arguments import settle
-from examples.common.fits import Data, Recipe, digits, fitted, scores, softmax_inputs
+from examples.common.fits import Data, Fitted, Recipe, digits, fitted, scores, softmax_inputs
 from models.classification import Classification, digit_cnn
 from models.regression import mlp
 from pyro_dropout import AutoBernoulliDropout, AutoConcreteDropout, TraceDropout_ELBO
@@ -78,10 +78,14 @@ def runs_of(arm: str, repeats: int) -> list[Run]:
 
 def history(run: Run, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Rates over training, and scores of validation and test at its end."""
+    return trained(run, options).history
+
+
+def trained(run: Run, options: argparse.Namespace) -> Fitted:
     settle(run.seed)
     train, validation, test = parts(run, options.test_images)
     steps = run.steps(20 if run.cnn and options.epochs > 20 else options.epochs)
-    recipe = Recipe(steps, BATCH, every=max(1, steps // LOOKS), seed=run.seed)
+    recipe = Recipe(steps, BATCH, every=max(1, steps // LOOKS), seed=run.seed, backend=options.backend)
 
     def look(model: Any, guide: Any, ended: bool) -> dict[str, Any]:
         rates = [float(rate) for rate in guide.rates().values()]
@@ -89,7 +93,7 @@ def history(run: Run, options: argparse.Namespace) -> list[dict[str, Any]]:
 
     about = {"lengthscale": run.lengthscale, "draws": options.draws}
     path = options.outputs / f"{run.name}.pt"
-    return fitted(path, run.make, TraceDropout_ELBO(), train, recipe, look, about).history
+    return fitted(path, run.make, TraceDropout_ELBO(), train, recipe, look, about)
 
 
 def parts(run: Run, test_images: int) -> tuple[Data, Data, Data]:

@@ -27,7 +27,7 @@ from typing import Any
 
 from joblib import Parallel, delayed
 
-from examples.common.arguments import add_outputs, count, parsed, positive, script
+from examples.common.arguments import add_backend, add_outputs, count, parsed, positive, script
 from examples.common.results import whole
 from examples.lbd.cifar_tables import draw, tables
 from examples.lbd.cifar_training import METHODS, featured, head
@@ -46,9 +46,10 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--draws", type=count, default=50, help="of a prediction (default 50, published 10)")
     parser.add_argument("--images", type=count, default=50_000, help="of each part at most (default all)")
     parser.add_argument("--processes", type=count, default=1, help="that share the heads (default 1)")
+    add_backend(parser)
     add_outputs(parser, default="outputs/cifar")
     quick = {"epochs": 1, "head_epochs": 2, "channels": [4, 8, 8, 8], "width": 16, "lengthscales": [1.0]}
-    return parsed(parser, arguments, {**quick, "seeds": 2, "draws": 5, "images": 400})
+    return parsed(parser, arguments, {**quick, "seeds": 2, "draws": 5, "images": 400, "backend": "eager"})
 
 
 def main(arguments: list[str] | None = None) -> dict[str, list[dict[str, Any]]]:

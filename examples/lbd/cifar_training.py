@@ -146,7 +146,7 @@ def head(name: str, lengthscale: float, seed: int, options: argparse.Namespace) 
         return {"rates": rates, **(predictions(model, guide, data, options.draws) if ended else {})}
 
     steps = options.head_epochs * (len(x) // BATCH)
-    recipe = Recipe(steps, BATCH, every=max(1, steps // 10), seed=seed)
+    recipe = Recipe(steps, BATCH, every=max(1, steps // 10), seed=seed, backend=options.backend)
     about = {"width": options.width, "lengthscale": lengthscale, "draws": options.draws, "features": options.epochs}
     path = options.outputs / f"head-{name.replace(', ', '-').replace(' ', '-')}-{lengthscale:g}-seed-{seed}.pt"
     history = fitted(path, make, TraceDropout_ELBO(), data["train"], recipe, look, about).history
