@@ -51,7 +51,7 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--processes", type=count, default=1, help="that share the networks (default 1)")
     add_backend(parser)
     add_outputs(parser, default="outputs/alpha_attacks")
-    quick = {"epochs": 2, "repeats": 1, "width": 40, "images": 2560, "test_images": 60, "backend": "eager"}
+    quick = {"epochs": 6, "repeats": 1, "width": 40, "images": 2560, "test_images": 60, "backend": "eager"}
     return parsed(parser, arguments, quick)
 
 

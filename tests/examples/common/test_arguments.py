@@ -7,7 +7,7 @@ import pyro
 import pytest
 import torch
 
-from examples.common.arguments import add_backend, add_outputs, add_seed, count, script, settle
+from examples.common.arguments import add_backend, add_outputs, add_seed, count, parsed, script, settle
 
 
 def test_what_scripts_share():
@@ -39,3 +39,17 @@ def test_counts(text):
     assert count("3") == 3
     with pytest.raises(argparse.ArgumentTypeError, match=f"at least 1, but found {text}"):
         count(text)
+
+
+def test_a_quick_run_has_other_defaults_and_a_folder_of_its_own():
+    def options(*arguments):
+        parser = script("start.nothing", "Does nothing.")
+        parser.add_argument("--steps", type=count, default=100)
+        add_outputs(parser, default="outputs/nothing")
+        return parsed(parser, list(arguments), {"steps": 2})
+
+    assert (options().steps, options().outputs) == (100, Path("outputs/nothing"))
+    assert (options("--quick").steps, options("--quick").outputs) == (2, Path("outputs/nothing/quick"))
+    assert options("--quick", "--steps", "5", "--outputs", "a") == argparse.Namespace(
+        steps=5, outputs=Path("a"), quick=True
+    )

@@ -1,0 +1,114 @@
+"""Training of classifiers: batches, the state that an interrupted run goes on from, scores by hand."""
+
+import itertools
+
+import numpy as np
+import pytest
+import scipy.special
+import torch
+
+from examples.common import fits
+from examples.common.arguments import settle
+from examples.common.fits import Recipe, batches, fitted, mean_inputs, scores, softmax_inputs
+from models.classification import Classification
+from models.regression import mlp
+from pyro_dropout import AutoBernoulliDropout, TraceDropout_ELBO
+
+RECIPE = Recipe(steps=25, batch=8, every=10, seed=3, backend="eager")
+
+
+@pytest.fixture(autouse=True)
+def _settled():
+    threads = torch.get_num_threads()
+    settle(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+def data():
+    torch.manual_seed(1)
+    x = torch.randn(50, 4)
+    return x, (x.sum(-1) > 0).long()
+
+
+def make():
+    model = Classification(mlp(4, [6], 3), 50)
+    return model, AutoBernoulliDropout(model, rate=0.2, learnable=True)
+
+
+def look(model, guide, ended):
+    return {"rate": float(guide.rates()["net.0.weight"]), "ended": ended}
+
+
+def test_epochs_take_all_data_once_in_other_orders():
+    rows = batches(50, 8, seed=0, first=0, last=18)
+    assert rows.shape == (18, 8)
+    for epoch in rows.split(6):
+        assert len(epoch.unique()) == 48
+    assert not torch.equal(rows[:6], rows[6:12])
+    for first, last in itertools.combinations(range(19), 2):  # whatever the parts
+        assert torch.equal(batches(50, 8, 0, first, last), rows[first:last])
+    assert not torch.equal(batches(50, 8, 1, 0, 18), rows)
+    assert batches(5, 8, 0, 0, 2).shape == (2, 5)  # fewer than a batch
+
+
+def test_a_look_after_each_part_and_at_the_end(tmp_path):
+    fit = fitted(tmp_path / "made" / "a.pt", make, TraceDropout_ELBO(), data(), RECIPE, look)
+    assert [seen["step"] for seen in fit.history] == [10, 20, 25]
+    assert [seen["ended"] for seen in fit.history] == [False, False, True]
+    assert fit.history[0]["rate"] != fit.history[-1]["rate"]
+    assert all(seen["loss"] > 0 for seen in fit.history)
+    assert fit.history[0]["seconds"] <= fit.history[-1]["seconds"]
+
+
+def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
+    whole = fitted(tmp_path / "whole.pt", make, TraceDropout_ELBO(), data(), RECIPE, look)
+    seen = []
+
+    def interrupted(model, guide, ended):
+        seen.append(1)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return look(model, guide, ended)
+
+    path = tmp_path / "a.pt"
+    with pytest.raises(KeyboardInterrupt):
+        fitted(path, make, TraceDropout_ELBO(), data(), RECIPE, interrupted)
+    resumed = fitted(path, make, TraceDropout_ELBO(), data(), RECIPE, look)
+    assert [s["step"] for s in resumed.history] == [10, 20, 25]
+    for ours, theirs in zip(resumed.guide.parameters(), whole.guide.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    monkeypatch.setattr(fits, "CompiledSVI", None)  # nothing is trained any more
+    again = fitted(path, make, TraceDropout_ELBO(), data(), RECIPE, look)
+    assert again.history == resumed.history
+    assert again.guide.rates() == resumed.guide.rates()
+
+
+def test_a_state_of_other_settings_is_not_taken(tmp_path, capsys):
+    path = tmp_path / "a.pt"
+    fitted(path, make, TraceDropout_ELBO(), data(), RECIPE, about={"prior": 1})
+    history = fitted(path, make, TraceDropout_ELBO(), data(), RECIPE, about={"prior": 2}).history
+    assert "other settings: training starts anew" in capsys.readouterr().out
+    assert [seen["step"] for seen in history] == [10, 20, 25]
+
+
+def test_scores_by_numpy(tmp_path):
+    (x, y), fit = data(), fitted(tmp_path / "a.pt", make, TraceDropout_ELBO(), data(), RECIPE)
+    inputs = softmax_inputs(fit.model, fit.guide, x, draws=7)
+    assert inputs.shape == (7, 50, 3)
+    assert torch.equal(inputs, softmax_inputs(fit.model, fit.guide, x, draws=7))
+    probs = scipy.special.softmax(inputs.double().numpy(), -1).mean(0)
+    found = scores(inputs, y)
+    assert found["accuracy"] == (probs.argmax(-1) == y.numpy()).mean()
+    assert found["log_likelihood"] == pytest.approx(np.log(probs[np.arange(50), y]).mean(), rel=1e-5)
+    sure = torch.full((2, 1, 3), -500.0)  # far below the least float32
+    sure[..., 0] = 0.0
+    assert scores(sure, torch.tensor([1]))["log_likelihood"] == pytest.approx(-500, rel=1e-6)
+
+
+def test_the_mean_network_by_hand(tmp_path):
+    x, fit = data()[0], fitted(tmp_path / "a.pt", make, TraceDropout_ELBO(), data(), RECIPE)
+    w = fit.guide.median(x)
+    hidden = torch.relu(x @ w["net.0.weight"].T + w["net.0.bias"])
+    expected = hidden @ w["net.2.weight"].T + w["net.2.bias"]
+    torch.testing.assert_close(mean_inputs(fit.model, fit.guide, x)[0], expected)
