@@ -75,15 +75,16 @@ def test_which_functions_are_drawn(fit):
 def test_steps_go_along_the_sign_of_the_gradient_of_the_enumerated_predictive(fit, target):
     """Of the largest log-probability downwards, of the target's upwards."""
     functions, guide = drawn_once(*fit, 20_000), fit[1]
-    h, expected = 1e-5, X.double().numpy().copy()
+    h, expected, known = 1e-5, X.double().numpy().copy(), np.zeros((2, 3), bool)
     for n, i in itertools.product(range(2), range(3)):
         moved = [X.double().numpy() + s * h * np.eye(3)[i] * (np.arange(2) == n)[:, None] for s in (1, -1)]
         values = [enumerated(guide, each)[n] for each in moved]
         chosen = int(np.argmax(enumerated(guide, X)[n])) if target is None else target
         gradient = values[0][chosen] - values[1][chosen]
-        assert abs(gradient) / (2 * h) > 0.01  # far from where its sign is not known
+        known[n, i] = abs(gradient) / (2 * h) > 0.02  # of 20,000 functions, whose error is a fifth of that
         expected[n, i] += 0.05 * np.sign(gradient) * (-1 if target is None else 1)
-    np.testing.assert_allclose(step(functions, X, 0.05, target), expected, atol=1e-6)
+    assert known.sum() >= 4
+    np.testing.assert_allclose(step(functions, X, 0.05, target).numpy()[known], expected[known], atol=1e-6)
 
 
 def test_images_stay_images(fit):

@@ -28,7 +28,7 @@ def test_masks_are_on_the_inputs_of_every_linear_layer():
     settle(0)
     for kind, masked in (("100,100", {0, 2, 4}), ("cnn", {6, 8})):
         network = Network(kind, 0.5)
-        model, guide = network.make(60_000)
+        _, guide = network.make(60_000)
         x, y = torch.zeros(2, 784) if network.flat else torch.zeros(2, 1, 28, 28), torch.tensor([0, 1])
         guide(x, y)
         rates = {name: float(rate) for name, rate in guide.rates().items() if rate > 0}
