@@ -42,7 +42,7 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--processes", type=count, default=1, help="that share the networks (default 1)")
     add_backend(parser)
     add_outputs(parser, default="outputs/rates_mnist")
-    quick = {"epochs": 1, "repeats": 1, "draws": 5, "test_images": 200, "arms": ["fixed", "start"], "backend": "eager"}
+    quick = {"epochs": 1, "repeats": 1, "draws": 5, "test_images": 200, "arms": ["start"], "backend": "eager"}
     return parsed(parser, arguments, quick)
 
 

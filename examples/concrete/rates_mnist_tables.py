@@ -203,7 +203,8 @@ def draw(found: Found, path: Path) -> Path:
                 color=colour,
                 marker=".",
             )
-            axis.set_xscale("log")
+            if len(known) > 1:
+                axis.set_xscale("log")
     over.legend()
     over.set(xlabel="steps", ylabel="rate of dropping a unit", ylim=(0, None), title=f"{ALL:,} images, width 512")
     by_size.set(xlabel="training images", title="equal epochs, dashed: equal steps")
