@@ -21,7 +21,7 @@ from scipy.ndimage import rotate
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from examples.common.arguments import add_outputs, add_seed, count, script, settle
+from examples.common.arguments import add_outputs, add_seed, count, parsed, script, settle
 from examples.common.data import load_mnist
 from examples.common.results import whole
 from examples.mc.rotated_digit_tables import angles_table, claims_table, draw, measures_table, referral_table
@@ -49,7 +49,7 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--test-images", type=count, default=10_000, help="(default all)")
     add_seed(parser)
     add_outputs(parser, default="outputs/rotated_digit")
-    return parser.parse_args(arguments)
+    return parsed(parser, arguments, {"steps": 300, "draws": 8, "digits": 10, "test_images": 200})
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from pyro_dropout import (
 )
 from pyro_dropout.training._steps import graph
 from tests.benchmarks import documents, numpyro_peer, peers
+from tests.benchmarks.digits import digits
 from tests.benchmarks.jobs import jobs
 from tests.benchmarks.lenet import lenet
 from tests.benchmarks.levers import levers
@@ -287,6 +288,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "parts": lambda options: parts(options.repeats),
     "networks": lambda options: networks(options.repeats),
     "lenet": lambda options: lenet(options.repeats),
+    "digits": lambda options: digits(options.repeats),
     "outputs": lambda options: outputs(options.repeats),
     "compiled": lambda options: compiled(options.repeats),
     "levers": lambda options: levers(options.repeats),

@@ -89,10 +89,11 @@ def prediction(entropy, right):
 
 def test_pavpu_by_hand():
     """Thresholds from 0 to 1: all uncertain at 0 but what has entropy 0, all certain at 1."""
-    values = curve(prediction([0.0, 0.31, 0.52, 0.9], [True, True, False, False]))
+    values = curve(prediction([0.0, 0.31, 0.52, 0.6], [True, True, False, False]))
     assert len(values) == len(GRID) == 21
     assert values[0] == 75.0  # the first is certain and right, the second uncertain and right
     assert values[10] == 100.0
+    assert values[11] == 75.0  # 0.55, of the validation images' range: the third is certain and wrong
     assert values[-1] == 50.0  # the accuracy
 
 

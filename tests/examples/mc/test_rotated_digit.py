@@ -11,7 +11,7 @@ from examples.mc.rotated_digit import ANGLES, bimodality, claims_of, trained, tu
 from models.classification import caffe_lenet
 from tests.examples.staged import staged
 
-CUT = ["--steps", "30", "--draws", "8", "--digits", "4", "--test-images", "60"]
+CUT = ["--quick", "--steps", "30", "--digits", "4", "--test-images", "60"]
 
 
 @pytest.fixture(scope="module")
