@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +29,7 @@ class Recipe(NamedTuple):
     """How a network is trained.
 
     :param every: steps between looks at it.
-    :param optimiser: ``"adam"``, or ``"sgd"`` without momentum.
+    :param optimiser: ``"adam"``, ``"sgd"`` without momentum, or ``"decayed"``: Adam, with a learning rate down to 0.
     """
 
     steps: int
@@ -40,7 +41,14 @@ class Recipe(NamedTuple):
     backend: str = "inductor"
 
     def optim(self) -> pyro.optim.PyroOptim:
-        return {"adam": pyro.optim.Adam, "sgd": pyro.optim.SGD}[self.optimiser]({"lr": self.learning_rate})
+        arguments = {"lr": self.learning_rate}
+        if self.optimiser == "sgd":
+            return pyro.optim.SGD(arguments)
+        if self.optimiser == "adam":
+            return pyro.optim.Adam(arguments)
+        chunks = math.ceil(self.steps / CHUNK)
+        adam = {"optimizer": torch.optim.Adam, "optim_args": arguments, "lr_lambda": lambda i: max(0.0, 1 - i / chunks)}
+        return pyro.optim.PyroLRScheduler(torch.optim.lr_scheduler.LambdaLR, adam)
 
 
 class Fitted(NamedTuple):
@@ -98,12 +106,14 @@ def fitted(
     seconds, saved = (history[-1]["seconds"] if history else 0.0), time.monotonic()
     with tqdm(initial=done, total=number, desc=path.stem, disable=None) as bar:
         while done < number:
-            last = min(done + CHUNK, (done // recipe.every + 1) * recipe.every, number)
+            last = min((done // CHUNK + 1) * CHUNK, (done // recipe.every + 1) * recipe.every, number)
             rows = batches(len(x), recipe.batch, recipe.seed, done, last)
             before = time.monotonic()
             losses = svi.scan(x[rows], y[rows])
             seconds += time.monotonic() - before
             bar.update(last - done)
+            if last // CHUNK > done // CHUNK and isinstance(optim, pyro.optim.PyroLRScheduler):
+                optim.step()
             done = last
             looks = done % recipe.every == 0 or done == number
             if looks:

@@ -10,6 +10,7 @@ lengthscale 0.01 √K of a layer with K inputs. One thing at a time is changed:
 ``lengthscale``  1e-4 to 2.
 ``fixed``        hard masks at fixed rates, of the image and of hidden layers, with the same prior.
 ``start``        rates that start at 0.02 and 0.5 instead of 0.1: whether they end where others do.
+``decay``        a learning rate that goes down to 0, which all others have at 0.001.
 ``cnn``          the network of a later notebook of the authors: two convolutions, prior precision l² = 0.01.
 ================ =====================================================================================================
 

@@ -19,13 +19,14 @@ WIDTHS = (64, 128, 256, 512, 1024)
 LENGTHSCALES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 2.0)
 FIXED = ((0.0, 0.0), (0.0, 0.2), (0.1, 0.2), (0.1, 0.4), (0.2, 0.5))  # of the image, of hidden layers
 STARTS = (0.02, 0.5)
-ARMS = ("size", "width", "lengthscale", "fixed", "start", "cnn")
+ARMS = ("size", "width", "lengthscale", "fixed", "start", "decay", "cnn")
 
 
 class Run(NamedTuple):
     """One network.
 
     :param equal: ``"epochs"`` or ``"steps"``, of those that all images have.
+    :param decayed: the learning rate goes down to 0.
     :param fixed: rates of the image and of hidden layers, where they are not learned.
     """
 
@@ -36,12 +37,14 @@ class Run(NamedTuple):
     fixed: tuple[float, float] | None = None
     start: float = 0.1
     cnn: bool = False
+    decayed: bool = False
     seed: int = 0
 
     @property
     def name(self) -> str:
         what = "cnn" if self.cnn else f"width-{self.width}-lengthscale-{self.lengthscale:g}"
         how = f"fixed-{self.fixed[0]}-{self.fixed[1]}" if self.fixed else f"start-{self.start:g}"
+        how += "-decayed" * self.decayed
         return f"size-{self.size}-{self.equal}-{what}-{how}-seed-{self.seed}"
 
     def steps(self, epochs: int) -> int:
@@ -70,6 +73,7 @@ def runs_of(arm: str, repeats: int) -> list[Run]:
         "lengthscale": [base._replace(lengthscale=each) for each in LENGTHSCALES],
         "fixed": [base, *(base._replace(fixed=rates) for rates in FIXED)],
         "start": [base, *(base._replace(start=rate) for rate in STARTS)],
+        "decay": [base._replace(seed=s, decayed=decayed) for s in seeds for decayed in (False, True)],
         "cnn": [Run(cnn=True, lengthscale=0.1, seed=s) for s in seeds],
     }[arm]
     # All images are as many epochs as steps.
@@ -85,7 +89,14 @@ def trained(run: Run, options: argparse.Namespace) -> Fitted:
     settle(run.seed)
     train, validation, test = parts(run, options.test_images)
     steps = run.steps(20 if run.cnn and options.epochs > 20 else options.epochs)
-    recipe = Recipe(steps, BATCH, every=max(1, steps // LOOKS), seed=run.seed, backend=options.backend)
+    recipe = Recipe(
+        steps,
+        BATCH,
+        every=max(1, steps // LOOKS),
+        optimiser="decayed" if run.decayed else "adam",
+        seed=run.seed,
+        backend=options.backend,
+    )
 
     def look(model: Any, guide: Any, ended: bool) -> dict[str, Any]:
         rates = [float(rate) for rate in guide.rates().values()]

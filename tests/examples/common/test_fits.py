@@ -84,6 +84,38 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
     assert again.guide.rates() == resumed.guide.rates()
 
 
+def test_a_learning_rate_that_goes_down(tmp_path, monkeypatch):
+    """By chunk, to the last of them; also after an interruption. All starts anew where it was not decayed."""
+    monkeypatch.setattr(fits, "CHUNK", 5)
+    recipe, rates = RECIPE._replace(optimiser="decayed", learning_rate=0.5), []
+
+    class Watched(fits.CompiledSVI):
+        def scan(self, *args):
+            losses = super().scan(*args)
+            rates.append(
+                {group["lr"] for each in self.optim.optim_objs.values() for group in each.optimizer.param_groups}
+            )
+            if len(rates) == 4 and stops:
+                raise KeyboardInterrupt
+            return losses
+
+    monkeypatch.setattr(fits, "CompiledSVI", Watched)
+    stops = False
+    whole = fitted(tmp_path / "whole.pt", make, TraceDropout_ELBO(), data(), recipe)
+    assert all(len(each) == 1 for each in rates)
+    assert [min(each) for each in rates] == pytest.approx([0.5, 0.4, 0.3, 0.2, 0.1])
+    stops = True
+    rates.clear()
+    with pytest.raises(KeyboardInterrupt):
+        fitted(tmp_path / "a.pt", make, TraceDropout_ELBO(), data(), recipe)
+    stops = False
+    rates.clear()
+    resumed = fitted(tmp_path / "a.pt", make, TraceDropout_ELBO(), data(), recipe)
+    assert len(rates) == 3  # from step 10
+    for ours, theirs in zip(resumed.guide.parameters(), whole.guide.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_a_state_of_other_settings_is_not_taken(tmp_path, capsys):
     path = tmp_path / "a.pt"
     fitted(path, make, TraceDropout_ELBO(), data(), RECIPE, about={"prior": 1})

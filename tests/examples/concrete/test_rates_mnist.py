@@ -97,6 +97,7 @@ def published():
         found[Run(fixed=fixed)] = history([0.0] * 4, 0.97 + 0.001 * i, wrong=range(10, 155))
     for start in STARTS:
         found[Run(start=start)] = history([0.01, 0.02, 0.4, 0.47])
+    found[Run(decayed=True)] = history([0.01, 0.02, 0.4, 0.45], 0.9845)
     found[Run(cnn=True, lengthscale=0.1)] = history([0.012, 0.039, 0.478, 0.055])
     return found
 
@@ -115,15 +116,17 @@ def test_claims_of_what_the_paper_has():
     assert CLAIMS["start"](found) == [
         "largest difference between where rates end, by layer: 0.000, 0.000, 0.000, 0.020"
     ]
+    assert CLAIMS["decay"](found)[0].endswith(": confirmed (98.45 ± 0.12 %)")
     assert CLAIMS["cnn"](found)[0].endswith(": 0.012, 0.039, 0.478, 0.055")
 
 
 def test_claims_of_the_opposite():
     found = published()
     for run in [run for run in found if run.size == ALL and run.width == 512 and not run.fixed]:
-        found[run] = history([0.6, 0.6, 0.6, 0.6], wrong=range(300))
+        found[run] = history([0.6, 0.6, 0.6, 0.6], 0.98, wrong=range(300))
     assert all("refuted" in line for line in CLAIMS["size"](found))
     assert "refuted" in CLAIMS["width"](found)[0]
+    assert "refuted" in CLAIMS["decay"](found)[0]
     assert ": refuted (-155 ± 12" in CLAIMS["fixed"](found)[1]
     for lengthscale in LENGTHSCALES:
         found[Run(lengthscale=lengthscale)] = history([0.1] * 4, 0.9 - lengthscale / 10, -0.1 - lengthscale)
