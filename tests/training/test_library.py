@@ -104,11 +104,17 @@ def test_steps_go_on_until_it_is_made_and_later_ones_find_it(folder, two_threads
     def function(x, y, a, b):
         held.add_(1)
         large = [a @ a, a.T @ b, torch.addmm(b, a, b.T), torch.addmm(b, a, b, beta=2.0, alpha=3.0)]
+        large.append(torch.bmm(*pair(a, b)))
         return [x @ y + held, (x * y.sum()).exp(), *(product.tanh() for product in large)]
+
+    def pair(a, b):
+        """Three products, of factors that lie in memory in other ways."""
+        return torch.stack([a, b, a.T]), torch.stack([b, a, b]).mT
 
     held = torch.zeros(())
     a, b = (torch.randn(128, 128, dtype=torch.float64) / 8 for _ in range(2))
     exact = [(a @ a).tanh(), (a.T @ b).tanh(), (b + a @ b.T).tanh(), (2 * b + 3 * a @ b).tanh()]
+    exact.append(torch.stack([a @ b.T, b @ a.T, a.T @ b.T]).tanh())
     inputs = [torch.randn(6, 6), torch.randn(6, 6), a.float(), b.float()]
     told, threads = [], []
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 _LARGE = 2**20  # products of numbers, in a product of matrices
+_PRODUCTS = 32  # of matrices at once, each of which is a call of its own in what is compiled
 
 
 def _end_with_parent() -> None:
@@ -35,13 +36,18 @@ def _fast_products() -> Iterator[None]:
     from torch._inductor.lowering import lowerings, permute
 
     aten = torch.ops.aten
-    mm, addmm, add = (lowerings[each] for each in (aten.mm.default, aten.addmm.default, aten.add.Tensor))
+    changed = (aten.mm.default, aten.addmm.default, aten.bmm.default)
+    mm, addmm, bmm = (lowerings[each] for each in changed)
+    add, select, cat, view = (lowerings[getattr(aten, name)] for name in ("add", "select", "cat", "view"))
+
+    def is_slow(a: Any, b: Any) -> bool:
+        large = a.get_size()[-2] * b.get_size()[-1] * b.get_size()[-2] >= _LARGE
+        return large and a.get_dtype() == torch.float32 and a.get_device().type == "cpu"
 
     def product(a: Any, b: Any, **options: Any) -> Any:
-        size = [a.get_size()[0], b.get_size()[1]]
-        small = size[0] * size[1] * b.get_size()[0] < _LARGE
-        if small or a.get_dtype() != torch.float32 or a.get_device().type != "cpu":
+        if not is_slow(a, b):
             return mm(a, b, **options)
+        size = [a.get_size()[0], b.get_size()[1]]
         inputs = [mkldnn_ir.LinearUnary.realize_input(t) for t in (a, permute(b, [1, 0]))]
         layout = ir.FixedLayout(device=a.get_device(), dtype=a.get_dtype(), size=size)
         call = mkldnn_ir.LinearUnary(layout, inputs, [None, "none", [-1], ""])
@@ -51,12 +57,20 @@ def _fast_products() -> Iterator[None]:
         plain = (alpha, beta) != (1, 1)
         return addmm(bias, a, b, alpha=alpha, beta=beta, **options) if plain else add(bias, product(a, b))
 
+    def products(a: Any, b: Any, **options: Any) -> Any:
+        number = a.get_size()[0]
+        if not is_slow(a, b) or number > _PRODUCTS:
+            return bmm(a, b, **options)
+        a.realize(), b.realize()
+        each = [product(select(a, 0, i), select(b, 0, i)) for i in range(number)]
+        return cat([view(one, [1, *one.get_size()]) for one in each], 0)
+
     if torch.backends.mkldnn.is_available():
-        lowerings[aten.mm.default], lowerings[aten.addmm.default] = product, added
+        lowerings.update(zip(changed, (product, added, products), strict=True))
     try:
         yield
     finally:
-        lowerings[aten.mm.default], lowerings[aten.addmm.default] = mm, addmm
+        lowerings.update(zip(changed, (mm, addmm, bmm), strict=True))
 
 
 def make(folder: Path) -> None:
