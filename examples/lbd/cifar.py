@@ -41,7 +41,9 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--head-epochs", type=count, default=40, help="of a head (default 40)")
     parser.add_argument("--channels", type=count, nargs="+", default=[32, 64, 128, 256], help="(default 32 to 256)")
     parser.add_argument("--width", type=count, default=512, help="of a head's hidden layers (default 512)")
-    parser.add_argument("--lengthscales", type=positive, nargs="+", default=[0.3, 1.0, 3.0], help="(default three)")
+    parser.add_argument(
+        "--lengthscales", type=positive, nargs="+", default=[1.0, 3.0, 10.0, 30.0], help="(default four)"
+    )
     parser.add_argument("--seeds", type=count, default=5, help="heads of each method (default 5)")
     parser.add_argument("--draws", type=count, default=50, help="of a prediction (default 50, published 10)")
     parser.add_argument("--images", type=count, default=50_000, help="of each part at most (default all)")
