@@ -25,6 +25,7 @@ import torch
 from joblib import Parallel, delayed
 from torch import Tensor
 
+from examples.alpha.attacks_claims import claims
 from examples.alpha.attacks_tables import curves, pictures, tables
 from examples.alpha.gradient_sign import Functions, drawn_anew, drawn_once, iterated, mean_network, predictive, step
 from examples.alpha.networks import EPOCH, Network
@@ -59,7 +60,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     options = options_of(arguments)
     tasks = [(alpha, seed) for seed in range(options.repeats) for alpha in NETWORKS]
     found = Parallel(options.processes)(delayed(attacked)(alpha, seed, options) for alpha, seed in tasks)
-    text = tables(found)
+    text = f"{tables(found)}\n\n{claims(found)}"
     print(f"\n{text}\n")
     with whole(options.outputs / "attacks.md") as file:
         file.write_text(text + "\n")
@@ -70,18 +71,15 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
 
 
 def trained(alpha: float | None, seed: int, options: argparse.Namespace) -> Fitted:
-    """One network, with its scores on all test images every five epochs."""
+    """One network."""
     settle(seed)
-    train, test = digits("train"), digits("test")
-    train = train[0][: options.images], train[1][: options.images]
-    epoch = min(EPOCH, options.images // 128)
-    recipe = Recipe(options.epochs * epoch, every=5 * epoch, seed=seed, backend=options.backend)
-
-    def look(model: Any, guide: Any, ended: bool) -> dict[str, float]:
-        return scores(softmax_inputs(model, guide, test[0], options.draws if alpha is not None else 1), test[1])
+    x, y = digits("train")
+    train = x[: options.images], y[: options.images]
+    epoch = max(1, min(EPOCH, options.images // 128))
+    recipe = Recipe(options.epochs * epoch, seed=seed, backend=options.backend)
 
     network = Network(f"{options.width},{options.width},{options.width}", alpha)
-    return network.trained(train, recipe, options.outputs, look=look)
+    return network.trained(train, recipe, options.outputs)
 
 
 # What attacks do
@@ -92,7 +90,7 @@ def attacked(alpha: float | None, seed: int, options: argparse.Namespace) -> dic
     fit = trained(alpha, seed, options)
     images, draws = options.test_images, options.draws if alpha is not None else 1
     settings = {"alpha": alpha, "seed": seed, "width": options.width, "epochs": options.epochs, "draws": draws}
-    settings |= {"images": images, "strengths": STRENGTHS, "steps": STEPS}
+    settings |= {"train": options.images, "images": images, "strengths": STRENGTHS, "steps": STEPS, "of": "log odds"}
 
     def compute() -> dict[str, Any]:
         x, y = digits("test")
@@ -101,7 +99,7 @@ def attacked(alpha: float | None, seed: int, options: argparse.Namespace) -> dic
         seven = int((no_zero[1] == 7).nonzero()[0])
         return {
             "alpha": alpha,
-            "test": {name: fit.history[-1][name] for name in ("accuracy", "log_likelihood")},
+            "test": scores(softmax_inputs(fit.model, fit.guide, x, draws), y),
             "untargeted": {kind: untargeted(*pair, any_digit) for kind, pair in kinds.items()},
             "targeted": {kind: targeted(*pair, no_zero, seven) for kind, pair in kinds.items()},
         }

@@ -1,4 +1,4 @@
-"""What ``attacks`` shows: accuracy and uncertainty by strength and by step, detection, the claims, and the figures."""
+"""What ``attacks`` shows: accuracy and uncertainty by strength and by step, detection, and the figures."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from sklearn.metrics import roc_auc_score
 
 from examples.common.pictures import panels, save
 from examples.common.results import mean_and_error
-from examples.common.verdicts import larger
+from examples.common.verdicts import interval
 
 Found = list[dict[str, Any]]  # of each network
 PLAIN = "new draws"  # the published attack
 KINDS = (PLAIN, "same draws", "mean network")
+SURE = 0.9  # of confidence
 AT, LATER, STEP = 0.1, 0.2, 40  # strengths and the step that the text speaks of
 
 
@@ -26,12 +27,17 @@ def networks(found: Found) -> list[float | None]:
     return list(dict.fromkeys(each["alpha"] for each in found))
 
 
-def pooled(found: Found, alpha: float | None, attack: str, kind: str, at: float, measure: str) -> np.ndarray:
-    """A measure of all images of all repeats at one strength or step."""
+def by_repeat(found: Found, alpha: float | None, attack: str, kind: str, at: float, measure: str) -> np.ndarray:
+    """A measure at one strength or step, ``[repeats, images]``."""
     runs = [each[attack][kind] for each in found if each["alpha"] == alpha and kind in each[attack]]
     key = "strength" if attack == "untargeted" else "step"
     rows = [row for run in runs for row in run if abs(row[key] - at) < 1e-9]
-    return np.concatenate([np.asarray(row[measure], float) for row in rows]) if rows else np.zeros(0)
+    return np.array([row[measure] for row in rows], float)
+
+
+def pooled(found: Found, alpha: float | None, attack: str, kind: str, at: float, measure: str) -> np.ndarray:
+    """By image, its mean over repeats."""
+    return by_repeat(found, alpha, attack, kind, at, measure).mean(0)
 
 
 def cell(values: np.ndarray, factor: float = 1.0, digits: int = 2) -> str:
@@ -47,7 +53,6 @@ def tables(found: Found) -> str:
             detection_table(found, "untargeted", (0.05, AT, LATER, 0.5)),
             detection_table(found, "targeted", (10, STEP, 100)),
             distance_table(found),
-            "\n".join(claims(found)),
         ]
     )
 
@@ -114,21 +119,30 @@ def auroc(clean: np.ndarray, attacked: np.ndarray) -> float:
 
 
 def detection(found: Found, alpha: float | None, attack: str, kind: str, at: float) -> list[float]:
-    """AUROC of entropy and of mutual information: all images, those that the attack turned from right to wrong."""
+    """AUROC of entropy and of mutual information: all images, those on which the attack succeeds.
+
+    That is an image that was right and is wrong; of the targeted attack one that is taken for the target.
+    """
 
     def of(measure: str, where: float) -> np.ndarray:
-        return pooled(found, alpha, attack, kind, where, measure)
+        return by_repeat(found, alpha, attack, kind, where, measure).flatten()
 
-    turned = (of("right", 0) > 0) & (of("right", at) == 0)
+    succeeds = successes(found, alpha, attack, kind, at).flatten()
     measures = ("entropy", "information")
-    return [auroc(of(m, 0)[rows], of(m, at)[rows]) for rows in (slice(None), turned) for m in measures]
+    return [auroc(of(m, 0)[rows], of(m, at)[rows]) for rows in (slice(None), succeeds) for m in measures]
+
+
+def successes(found: Found, alpha: float | None, attack: str, kind: str, at: float) -> np.ndarray:
+    def of(measure: str, where: float) -> np.ndarray:
+        return by_repeat(found, alpha, attack, kind, where, measure) > 0
+
+    return of("target", at) if attack == "targeted" else of("right", 0) & ~of("right", at)
 
 
 def detection_error(found: Found, alpha: float | None, attack: str, at: float) -> float:
-    """Standard error of the AUROC of entropy among successes, two images for each (Hanley & McNeil 1982)."""
+    """Standard error of the AUROC of entropy among successes, two pictures of each image (Hanley & McNeil 1982)."""
     area = detection(found, alpha, attack, PLAIN, at)[2]
-    right, attacked = (pooled(found, alpha, attack, PLAIN, where, "right") for where in (0, at))
-    number = int(((right > 0) & (attacked == 0)).sum())
+    number = int(successes(found, alpha, attack, PLAIN, at).any(0).sum())  # repeats have the same images
     if number < 2:
         return np.nan
     both_clean, both_attacked = area / (2 - area), 2 * area**2 / (1 + area)
@@ -139,7 +153,7 @@ def detection_error(found: Found, alpha: float | None, attack: str, at: float) -
 def detection_table(found: Found, attack: str, shown: tuple[float, ...]) -> str:
     what = "strength" if attack == "untargeted" else "step"
     lines = [
-        f"AUROC of attacked images against the same before, {attack}; of all / of those turned from right to wrong",
+        f"AUROC of attacked images against the same before, {attack}; of all / of those on which it succeeds",
         "",
     ]
     heads = [f"{measure} at {what} {at:g}" for at in shown for measure in ("entropy", "information")]
@@ -156,77 +170,40 @@ def detection_table(found: Found, attack: str, shown: tuple[float, ...]) -> str:
 
 
 def distance_table(found: Found) -> str:
-    """Whether what is taken for a 0 with confidence has become one."""
+    """Whether what is taken for a 0 has become one."""
+    last = last_step(found)
     lines = [
-        "Images that are a 0 with probability above 0.9 after a hundred steps: share, and distance to the nearest 0 of",
-        "the training set beside that before the attack",
+        f"Images taken for a 0 with probability above {SURE} after {last} steps: share, and distance to the nearest 0",
+        "of the training set, before and after; of those that the network without dropout takes for one too, how much",
+        "nearer they are than its own, with a 95 % interval",
         "",
-        "| network | share in % | before | after |",
-        "| --- " * 4 + "|",
+        "| network | share in % | before | after | nearer |",
     ]
+    lines += ["| --- " * 5 + "|"]
     for alpha in networks(found):
-        confident, before, after = confident_zeros(found, alpha)
-        lines.append(f"| {name_of(alpha)} | {cell(confident, 100, 1)} | {cell(before)} | {cell(after)} |")
+        sure, before, after = confident_zeros(found, alpha)
+        both, nearer = sure & confident_zeros(found, None)[0], ""
+        if alpha is not None and both.sum() > 1:
+            d = (confident_zeros(found, None)[2] - after)[both]
+            nearer = "{:.2f} ({:.2f} to {:.2f}), {} images".format(d.mean(), *interval(d), both.sum())
+        cells = [cell(sure.astype(float), 100, 1), cell(before[sure]), cell(after[sure]), nearer]
+        lines.append(f"| {name_of(alpha)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def last_step(found: Found) -> int:
+    return max(row["step"] for row in found[0]["targeted"][PLAIN])
+
+
 def confident_zeros(found: Found, alpha: float | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Which images these are, and distances before and after."""
-    last = max(row["step"] for row in found[0]["targeted"][PLAIN])
+    """Which images these are in every repeat, and the mean distances of all, before and after."""
+    last = last_step(found)
 
     def of(measure: str, at: float) -> np.ndarray:
-        return pooled(found, alpha, "targeted", PLAIN, at, measure)
+        return by_repeat(found, alpha, "targeted", PLAIN, at, measure)
 
-    rows = (of("confidence", last) > 0.9) & (of("target", last) > 0)
-    return rows.astype(float), of("nearest", 0)[rows], of("nearest", last)[rows]
-
-
-def claims(found: Found) -> list[str]:
-    """Of section 5.3, by images paired between networks."""
-
-    def less(attack: str, at: float, measure: str, one: float | None, other: float | None, kind: str = PLAIN) -> Any:
-        return pooled(found, one, attack, kind, at, measure) - pooled(found, other, attack, kind, at, measure)
-
-    def mean(attack: str, at: float, measure: str, alpha: float | None) -> float:
-        return float(pooled(found, alpha, attack, PLAIN, at, measure).mean())
-
-    alphas = [alpha for alpha in networks(found) if alpha is not None]
-    lines = ["Claims (95 % intervals over images)", ""]
-    for alpha in alphas:
-        verdict = larger(less("untargeted", AT, "right", alpha, None))
-        lines.append(f"* {name_of(alpha)} more accurate than no dropout at η = {AT}: {verdict}")
-    for alpha in alphas[:-1]:
-        verdict = larger(less("untargeted", AT, "right", alphas[-1], alpha))
-        lines.append(f"* {name_of(alphas[-1])} more accurate than {name_of(alpha)} at η = {AT}: {verdict}")
-    best = max(alphas, key=lambda alpha: mean("untargeted", AT, "right", alpha))
-    ours, plain, zero = (100 * mean("untargeted", AT, "right", alpha) for alpha in (best, None, 0.0))
-    times, ahead = ours / max(plain, 0.01), ours - zero
-    lines.append(
-        f"* at η = {AT} the best, {name_of(best)}, is right in {ours:.1f} %: {times:.1f} times as often as no dropout "
-        f"(published: nearly 3), and {ahead:.1f} points above α = 0 (about 20)"
-    )
-    for alpha in (None, *alphas):
-        sure, right = (mean("untargeted", LATER, m, alpha) for m in ("confidence", "right"))
-        lines.append(f"* {name_of(alpha)} at η = {LATER}: mean confidence {sure:.2f}, right {100 * right:.1f} %")
-    for alpha in alphas:
-        entropies = [mean("untargeted", at, "entropy", alpha) for at in (0.0, AT, LATER, 0.3, 0.4, 0.5)]
-        verdict = "confirmed" if np.all(np.diff(entropies) > 0) else "refuted"
-        course = ", ".join(f"{entropy:.2f}" for entropy in entropies)
-        lines.append(f"* entropy of {name_of(alpha)} keeps rising to η = 0.5: {verdict} ({course})")
-    for alpha in alphas:
-        verdict = larger(less("targeted", 20, "right", alpha, None))
-        lines.append(f"* {name_of(alpha)} resists longer than no dropout, right after 20 steps: {verdict}")
-        verdict = larger(less("targeted", STEP, "entropy", alpha, None))
-        lines.append(f"* {name_of(alpha)} less sure than no dropout after {STEP} steps: {verdict}")
-    for alpha in alphas:
-        for attack, at in (("untargeted", AT), ("targeted", STEP)):
-            area, error = detection(found, alpha, attack, PLAIN, at)[2], detection_error(found, alpha, attack, at)
-            verdict = "confirmed" if area > 0.5 + 2 * error else "refuted" if area < 0.5 - 2 * error else "not settled"
-            where = f"η = {at}" if attack == "untargeted" else f"{at} steps"
-            lines.append(
-                f"* entropy of {name_of(alpha)} tells successes at {where}: {verdict} ({area:.2f} ± {error:.2f})"
-            )
-    return lines
+    sure = ((of("confidence", last) > SURE) & (of("target", last) > 0)).all(0)
+    return sure, of("nearest", 0).mean(0), of("nearest", last).mean(0)
 
 
 # Figures

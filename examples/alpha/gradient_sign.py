@@ -9,6 +9,7 @@ from typing import Any
 import pyro
 import pyro.poutine as poutine
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Functions = Callable[
@@ -53,6 +54,19 @@ def predictive(log_probs: Tensor) -> Tensor:
     return log_probs.logsumexp(0) - math.log(len(log_probs))
 
 
+def log_odds(log_probs: Tensor, label: Tensor) -> Tensor:
+    """Log of p / (1 - p) of a label under the mean of the functions' probabilities, ``[N]``.
+
+    Its gradient has the sign of that of log p, times 1 / (1 - p): also where p rounds to 1, and log p to 0, whose
+    gradient is rounded away. An attack on log p fails there, which looks like a network that withstands it.
+
+    :param label: one for each image, ``[N]``.
+    """
+    own = F.one_hot(label, log_probs.shape[-1]).bool()
+    of_label, of_others = (log_probs.masked_fill(hidden, -math.inf).logsumexp((0, -1)) for hidden in (~own, own))
+    return of_label - of_others
+
+
 def step(functions: Functions, x: Tensor, size: float, target: int | None = None) -> Tensor:
     r"""One step, within [0, 1] (BBα section 5.3):
 
@@ -63,9 +77,10 @@ def step(functions: Functions, x: Tensor, size: float, target: int | None = None
     :param target: class to go to; by default away from the one that is predicted.
     """
     x = x.detach().requires_grad_()
-    log_p = predictive(functions(x))
-    objective = -log_p.amax(-1) if target is None else log_p[:, target]
-    (gradient,) = torch.autograd.grad(objective.sum(), x)
+    log_probs = functions(x)
+    predicted = predictive(log_probs.detach()).argmax(-1)
+    label, sign = (predicted, -1) if target is None else (torch.full_like(predicted, target), 1)
+    (gradient,) = torch.autograd.grad(sign * log_odds(log_probs, label).sum(), x)
     return (x + size * gradient.sign()).clamp(0, 1).detach()
 
 

@@ -72,7 +72,7 @@ def curve(alpha: float, seed: int, options: argparse.Namespace) -> list[dict[str
     train, test = (digits(part, network.flat) for part in ("train", "test"))
     train = tuple(t[: options.images] for t in train)
     test = tuple(t[: options.test_images] for t in test)
-    epoch = min(EPOCH, options.images // 128)
+    epoch = max(1, min(EPOCH, options.images // 128))
     recipe = Recipe(
         options.epochs * epoch,
         every=options.every * epoch,
@@ -85,7 +85,8 @@ def curve(alpha: float, seed: int, options: argparse.Namespace) -> list[dict[str
     def look(model: Any, guide: Any, ended: bool) -> dict[str, float]:
         return scores(softmax_inputs(model, guide, test[0], options.draws), test[1])
 
-    history = network.trained(train, recipe, options.outputs, look=look).history
+    looked = {"draws": options.draws, "test_images": options.test_images}
+    history = network.trained(train, recipe, options.outputs, look=look, about=looked).history
     return [{**seen, "epoch": seen["step"] // epoch} for seen in history]
 
 
@@ -136,6 +137,8 @@ def claims(curves: Curves) -> list[str]:
     alike_one, alike_zero = (alike(less(0.5, a, density), 0.25 * gap) for a in (1.0, 0.0))
     lines += [f"* α = 0.5 as likely as α = 1, within a quarter of what α = 1 and 0 are apart: {alike_one}"]
     lines += [f"* α = 0.5 as likely as α = 0, in the same sense: {alike_zero}"]
+    accurate = alike(less(0.5, 0.0, accuracy), 0.1)
+    lines += [f"* α = 0.5 as accurate as α = 0, within 0.1 points: {accurate}"]
     for measure, name in ((accuracy, "accurate"), (density, "likely")):
         lines += [f"* α = 0 less {name} than α = {a:g}: {larger(less(a, 0.0, measure))}" for a in (0.5, 1.0)]
     return lines

@@ -52,9 +52,11 @@ class Network(NamedTuple):
             return TraceDropout_ELBO()
         return RenyiDropout_ELBO(self.alpha, PARTICLES, vectorize_particles=True)
 
-    def trained(self, data: Data, recipe: Recipe, folder: Path, **kwargs: Any) -> Fitted:
+    def trained(
+        self, data: Data, recipe: Recipe, folder: Path, about: dict[str, Any] | None = None, **kwargs: Any
+    ) -> Fitted:
         """From the states of its training on, where there are some."""
         alpha = "none" if self.alpha is None else f"{self.alpha:g}"
         path = folder / f"{self.kind.replace(',', '-')}-alpha-{alpha}-{recipe.optimiser}-seed-{recipe.seed}.pt"
-        about = {"precision": self.precision}
+        about = {"precision": self.precision, "particles": PARTICLES, **(about or {})}
         return fitted(path, partial(self.make, len(data[0])), self.loss(), data, recipe, about=about, **kwargs)

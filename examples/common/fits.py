@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import time
 from collections.abc import Callable
@@ -40,10 +42,11 @@ class Recipe(NamedTuple):
     seed: int = 0
     backend: str = "inductor"
 
-    def optim(self) -> pyro.optim.PyroOptim:
+    def optim(self, size: int) -> pyro.optim.PyroOptim:
+        """Pyro's loss is that of all data, N times the mean loss that the step of ``"sgd"`` is meant for."""
         arguments = {"lr": self.learning_rate}
         if self.optimiser == "sgd":
-            return pyro.optim.SGD(arguments)
+            return pyro.optim.SGD({"lr": self.learning_rate / size})
         if self.optimiser == "adam":
             return pyro.optim.Adam(arguments)
         chunks = math.ceil(self.steps / CHUNK)
@@ -75,35 +78,32 @@ def fitted(
     look: Look = lambda model, guide, ended: {},
     about: dict[str, Any] | None = None,
 ) -> Fitted:
-    """Trains model and guide, from the state in a file on where there is one of the same recipe.
+    """Trains model and guide, from the state in a file on where there is one of the same settings.
 
     Each epoch takes all data in an order that the seed and its number decide.
 
-    :param path: of the states, which also has what was seen.
+    :param path: of the states, which also have what was seen; its name gets a part that all settings decide.
     :param make: model and guide at their start, the same for one seed.
     :param look: called after each ``recipe.every`` steps and after the last.
-    :param about: what else decides the result.
+    :param about: what else decides the result, that of ``look`` included.
     """
     x, y = data
     number = recipe.steps
     settings = {**recipe._asdict(), "data": list(x.shape), **(about or {})}
     del settings["backend"]  # which decides how long it takes
+    path = named_by(path, settings)
     pyro.set_rng_seed(recipe.seed)
     model, guide = make()
     guide(x[: recipe.batch], y[: recipe.batch])  # makes its parameters
-    optim, history, done = recipe.optim(), [], 0
+    optim, history, done, seconds = recipe.optim(len(x)), [], 0, 0.0
     if path.exists():
-        state = torch.load(path, weights_only=True)["values"]
-        if state["settings"] == settings:
-            load_checkpoint(path, guide=guide, optim=optim)
-            history, done = state["history"], state["done"]
-        else:
-            print(f"{path} is of other settings: training starts anew")
+        state = load_checkpoint(path, guide=guide, optim=optim)
+        history, done, seconds = state["history"], state["done"], state["seconds"]
     if done == number:
         return Fitted(model, guide, history)
     path.parent.mkdir(parents=True, exist_ok=True)
     svi = CompiledSVI(model, guide, optim, loss, backend=recipe.backend, progress=False)
-    seconds, saved = (history[-1]["seconds"] if history else 0.0), time.monotonic()
+    saved = time.monotonic()
     with tqdm(initial=done, total=number, desc=path.stem, disable=None) as bar:
         while done < number:
             last = min((done // CHUNK + 1) * CHUNK, (done // recipe.every + 1) * recipe.every, number)
@@ -126,9 +126,16 @@ def fitted(
                 history.append(seen)
                 bar.set_postfix({name: v for name, v in seen.items() if isinstance(v, float) and name != "seconds"})
             if looks or time.monotonic() - saved > SAVING:
-                save_checkpoint(path, guide=guide, optim=optim, settings=settings, history=history, done=done)
+                parts = {"guide": guide, "optim": optim, "settings": settings}
+                save_checkpoint(path, **parts, history=history, done=done, seconds=seconds)
                 saved = time.monotonic()
     return Fitted(model, guide, history)
+
+
+def named_by(path: Path, settings: dict[str, Any]) -> Path:
+    """A file for each of all settings, so that none is taken for another or written over."""
+    known = json.dumps(settings, sort_keys=True)
+    return path.with_name(f"{path.stem}-{hashlib.sha256(known.encode()).hexdigest()[:8]}{path.suffix}")
 
 
 def batches(size: int, batch: int, seed: int, first: int, last: int) -> Tensor:

@@ -73,7 +73,8 @@ def images(number: int) -> Data:
     _, (x, y), test = parts(Run(), 10_000)
     photographs = torch.from_numpy(load_cifar10("held-out").x[:number]).float().mean(-1) / 255
     grey = F.interpolate(photographs.unsqueeze(1), (28, 28), mode="bilinear", antialias=True).flatten(1)
-    turned = test[0][:number].unflatten(1, (28, 28)).rot90(1, (-2, -1)).flatten(1)
+    other = test[0][(test[1] != 0) & (test[1] != 8)]  # which a quarter turn leaves what they are
+    turned = other[:number].unflatten(1, (28, 28)).rot90(1, (-2, -1)).flatten(1)
     nothing = torch.zeros(0, dtype=torch.long)
     return {
         "temperature": (x[:5000], y[:5000]),
@@ -160,7 +161,7 @@ def sets_table(inputs: dict[str, Inputs], data: Data) -> str:
             threshold = conformal_threshold(found["sets"].softmax(-1), data["sets"][1], coverage)
             sets = found["test"].softmax(-1).mean(0) >= threshold
             held = sets[torch.arange(len(y)), y].double().mean().item()
-            error = (held * (1 - held) / len(y)) ** 0.5
+            error = (coverage * (1 - coverage) * (1 / len(y) + 1 / len(data["sets"][1]))) ** 0.5  # both random
             size, empty = sets.sum(-1).double().mean(), (~sets.any(-1)).double().mean()
             cells.append(f"{100 * held:.2f} ± {100 * error:.2f}, {size:.2f}, {100 * empty:.1f} %")
         lines.append(f"| {name} | {' | '.join(cells)} |")

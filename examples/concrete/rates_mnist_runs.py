@@ -102,7 +102,7 @@ def trained(run: Run, options: argparse.Namespace) -> Fitted:
         rates = [float(rate) for rate in guide.rates().values()]
         return {"rates": rates, **(scored(model, guide, validation, test, options.draws) if ended else {})}
 
-    about = {"lengthscale": run.lengthscale, "draws": options.draws}
+    about = {**run._asdict(), "draws": options.draws, "test_images": options.test_images}
     path = options.outputs / f"{run.name}.pt"
     return fitted(path, run.make, TraceDropout_ELBO(), train, recipe, look, about)
 

@@ -64,6 +64,12 @@ def main(arguments: list[str] | None = None) -> dict[str, list[dict[str, Any]]]:
         pair: result["draws"]["validation"]["log_likelihood"] for pair, result in zip(tuning, tuned, strict=True)
     }
     best = {name: max(options.lengthscales, key=lambda each, n=name: densities[n, each]) for name in METHODS}
+    for name in METHODS:  # regular dropout is predicted by the mean network
+        by_mean = max(
+            options.lengthscales,
+            key=lambda each, n=name: tuned[tuning.index((n, each))]["mean"]["validation"]["log_likelihood"],
+        )
+        print(f"{name}: lengthscale {best[name]:g} by draws, {by_mean:g} by the mean network")
     tasks = [(name, seed) for seed in range(options.seeds) for name in METHODS]
     found = run(delayed(head)(name, best[name], seed, options) for name, seed in tasks)
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in METHODS}

@@ -62,6 +62,14 @@ def scores_table(found: dict[str, dict[str, np.ndarray]], lengthscales: dict[str
         cells = ["{:.2f} ± {:.2f}".format(*mean_and_error(found[name][m])) for m in MEASURES[:2]]
         density = "{:.4f} ± {:.4f}".format(*mean_and_error(found[name]["log-likelihood"]))
         lines.append(f"| {name} | {printed} | {' | '.join(cells)} | {density} | {lengthscales[network]:g} |")
+    anchors = ", ".join(
+        f"{100 - found[name]['accuracy'].mean():.2f} and {found[name]['accuracy'].mean():.2f}"
+        for name in ("none", "MC")
+    )
+    lines += [
+        "",
+        f"PAvPU where nearly all is uncertain, and where nothing is: error and accuracy, {anchors} (none, MC)",
+    ]
     return "\n".join(lines)
 
 

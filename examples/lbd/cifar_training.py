@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from examples.common.arguments import settle
 from examples.common.data import load_cifar10
-from examples.common.fits import Data, Recipe, fitted, mean_inputs, scores, softmax_inputs
+from examples.common.fits import Data, Recipe, fitted, mean_inputs, named_by, scores, softmax_inputs
 from examples.common.results import whole
 from models.classification import Classification
 from models.regression import mlp
@@ -67,6 +67,11 @@ def images(part: str) -> Data:
     return (x - mean[:, None, None]) / deviation[:, None, None], y.long()
 
 
+def settings_of(options: argparse.Namespace) -> dict[str, Any]:
+    """All that decides features."""
+    return {"epochs": options.epochs, "channels": list(options.channels), "images": options.images}
+
+
 def convolutional_part(options: argparse.Namespace) -> nn.Module:
     """Trained on the first training images, flipped and shifted, from its last epoch on where there is a file."""
     torch.manual_seed(0)
@@ -77,7 +82,7 @@ def convolutional_part(options: argparse.Namespace) -> nn.Module:
     optimiser = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4, nesterov=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, options.epochs * steps)
     parts = {"net": net, "optimiser": optimiser, "schedule": schedule}
-    path, done = options.outputs / f"features-{options.epochs}.pt", 0
+    path, done = named_by(options.outputs / "features.pt", settings_of(options)), 0
     if path.exists():
         state = torch.load(path, weights_only=True)
         done = state.pop("epoch")
@@ -106,7 +111,7 @@ def changed(x: Tensor, generator: torch.Generator) -> Tensor:
 
 def featured(options: argparse.Namespace) -> dict[str, Data]:
     """Features of the images that heads learn from, of validation and of test; from a file where there is one."""
-    path = options.outputs / f"features-{options.epochs}-of-images.pt"
+    path = named_by(options.outputs / "features-of-images.pt", settings_of(options))
     if not path.exists():
         net = convolutional_part(options)
         found = {}
@@ -147,7 +152,7 @@ def head(name: str, lengthscale: float, seed: int, options: argparse.Namespace) 
 
     steps = options.head_epochs * (len(x) // BATCH)
     recipe = Recipe(steps, BATCH, every=max(1, steps // 10), seed=seed, backend=options.backend)
-    about = {"width": options.width, "lengthscale": lengthscale, "draws": options.draws, "features": options.epochs}
+    about = {"width": options.width, "lengthscale": lengthscale, "draws": options.draws, "of": settings_of(options)}
     path = options.outputs / f"head-{name.replace(', ', '-').replace(' ', '-')}-{lengthscale:g}-seed-{seed}.pt"
     history = fitted(path, make, TraceDropout_ELBO(), data["train"], recipe, look, about).history
     return {**history[-1], "rates over training": [seen["rates"] for seen in history]}

@@ -25,8 +25,9 @@ def held_out_labels(labels: Any, shape: Sequence[int], of: str, like: Any) -> Te
         raise TypeError(f"labels must be integers, but found {y.dtype}")
     if tuple(y.shape) != (size,) or not size:
         raise ValueError(f"labels must be one for each of the {size} data of {of}, but found shape {tuple(y.shape)}")
+    y = y.long()  # small integers do not hold the number of classes
     if bool((y < 0).any()) or bool((y >= classes).any()):
         raise ValueError(
             f"labels must be classes of {of}, 0 to {classes - 1}, but found {y.min().item()} to {y.max().item()}"
         )
-    return y.long()
+    return y

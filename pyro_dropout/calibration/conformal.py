@@ -18,7 +18,8 @@ def conformal_threshold(probs: Any, labels: Any, coverage: float = 0.9) -> float
 
     .. math:: C(x) = \{c : \bar p_c(x) \ge \hat t\}, \quad \Pr(y \in C(x)) \ge \mathrm{coverage}
 
-    where t̂ is the ⌊(1 - coverage)(N + 1)⌋-th smallest mean probability of a held-out label. The bound is over held-out
+    where t̂ is the ⌊(1 - coverage)(N + 1)⌋-th smallest mean probability of a held-out label (the largest, where that is
+    N + 1). The bound is over held-out
     data and a new one that are exchangeable, on average over both, whatever the network (Vovk et al. 2005); with
     another distribution of inputs it does not hold. No smaller sets have it for a network whose probabilities are
     right. A set may be empty, where no class is as probable as labels usually are.

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_dropout.calibration._held_out import held_out_labels
 from pyro_dropout.metrics.labels import check_finite, from_draws
 
-_LOG_RANGE, _POINTS = (-7.0, 7.0), 57
+_LOG_RANGE, _POINTS = 7.0, 57  # around the temperature at which logits of a datum have a deviation of 1
 
 
 def fit_temperature(logits: Any, labels: Any) -> float:
@@ -28,8 +28,8 @@ def fit_temperature(logits: Any, labels: Any) -> float:
     :param logits: of held-out data, ``[draws, N, classes]``; a predictive's ``"_RETURN"`` where the model returns them.
     :param labels: integers, ``[N]``.
     :raises ValueError: shapes that do not match, a label that is no class, entries that are not finite; data whose
-        likelihood has its maximum at no temperature, as every label is the most probable class, or at none below
-        exp(7), as logits say nothing of labels.
+        likelihood has its maximum at no temperature: it rises down to 0, as where every label is the most probable
+        class, or without end, as where logits say nothing of labels.
 
     Example::
 
@@ -48,18 +48,20 @@ def fit_temperature(logits: Any, labels: Any) -> float:
     def loss(log_temperature: float) -> float:
         return _loss(scores, y, math.exp(-log_temperature))
 
-    grid = np.linspace(*_LOG_RANGE, _POINTS)
+    spread = scores.std(-1).mean().item()
+    if not spread > 0:
+        raise ValueError("logits must differ between the classes of a datum, but found none that do")
+    grid = math.log(spread) + np.linspace(-_LOG_RANGE, _LOG_RANGE, _POINTS)
     best = int(np.argmin([loss(point) for point in grid]))
-    if best == 0:
-        raise ValueError(
-            "logits have no best temperature above exp(-7): nearly every label is the most probable class, and the "
-            f"lower the temperature, the larger its probability; give more held-out data than {len(y)}"
+    if best in (0, _POINTS - 1):
+        why = (
+            "the lower the temperature, the better: every label is the most probable class of nearly all data, or of "
+            "some draw; give more held-out data"
+            if best == 0
+            else "the higher the temperature, the better: labels are no more probable than other classes; are they in "
+            "the order of the data and of the classes?"
         )
-    if best == _POINTS - 1:
-        raise ValueError(
-            "logits have no best temperature below exp(7): labels are no more probable than others; give labels in the "
-            "order of the logits' data and classes"
-        )
+        raise ValueError(f"logits of these {len(y)} data and labels have no best temperature: {why}")
     found = minimize_scalar(loss, bounds=(grid[best - 1], grid[best + 1]), method="bounded", options={"xatol": 1e-9})
     return math.exp(found.x)
 

@@ -79,10 +79,29 @@ def test_other_dtypes_and_labelled_arrays(dtype):
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_what_has_no_temperature_is_refused(sign):
-    logits = sign * torch.eye(3).repeat(1, 2, 1)
-    with pytest.raises(ValueError, match="above exp" if sign > 0 else "below exp"):
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e3])
+def test_what_has_no_temperature_is_refused(sign, unit):
+    logits = unit * sign * torch.eye(3).repeat(1, 2, 1)
+    with pytest.raises(ValueError, match="the lower" if sign > 0 else "the higher"):
         fit_temperature(logits, torch.arange(3).repeat(2))
+    with pytest.raises(ValueError, match="must differ between the classes"):
+        fit_temperature(torch.ones(2, 6, 3), torch.arange(3).repeat(2))
+
+
+@pytest.mark.parametrize("unit", [1e-4, 1e4])
+def test_logits_of_any_size(unit):
+    logits, labels = data()
+    assert fit_temperature(unit * logits, labels) == pytest.approx(unit * fit_temperature(logits, labels), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.uint16])
+def test_labels_of_small_integers(dtype):
+    """Which do not hold the number of classes."""
+    torch.manual_seed(0)
+    logits = torch.randn(2, 500, 300)
+    labels = torch.randint(100, (500,))
+    logits[:, torch.arange(500), labels] += 2.0
+    assert fit_temperature(logits, labels.to(dtype)) == fit_temperature(logits, labels)
 
 
 @pytest.mark.parametrize(

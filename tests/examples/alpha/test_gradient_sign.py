@@ -87,6 +87,31 @@ def test_steps_go_along_the_sign_of_the_gradient_of_the_enumerated_predictive(fi
     np.testing.assert_allclose(step(functions, X, 0.05, target).numpy()[known], expected[known], atol=1e-6)
 
 
+def test_networks_that_are_sure_hide_no_gradient():
+    """Where p rounds to 1 in single precision, signs are those of double precision."""
+    settle(1)
+    model = Classification(mlp(20, [16], 4), 10)
+    guide = AutoBernoulliDropout(model, rate=RATE, learnable=False)
+    x = torch.rand(30, 20)
+    guide(x, torch.zeros(30, dtype=torch.long))
+    with torch.no_grad():
+        for parameter in guide.parameters():
+            parameter.copy_(10 * torch.randn(parameter.shape))
+    functions = mean_network(model, guide)
+    assert (functions(x).exp().amax(-1) == 1).float().mean() > 0.8
+    single = step(functions, x, 0.01) - x
+    w = {name: value.double() for name, value in guide.median(x).items()}
+
+    def exact(x):
+        hidden = torch.relu(x @ w["net.0.weight"].T + w["net.0.bias"])
+        return (hidden @ w["net.2.weight"].T + w["net.2.bias"]).unsqueeze(0).log_softmax(-1)
+
+    double = step(exact, x.double(), 0.01) - x
+    inside = (x > 0.02) & (x < 0.98)
+    assert (single.sign() == double.sign())[inside].float().mean() > 0.995
+    assert (single[inside] != 0).float().mean() > 0.99
+
+
 def test_images_stay_images(fit):
     x = torch.tensor([[0.0, 1.0, 0.5]])
     moved = step(mean_network(*fit), x, 0.3)

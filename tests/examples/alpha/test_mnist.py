@@ -1,6 +1,7 @@
 """The α study, cut down; networks of the paper; claims from curves that are known."""
 
 import matplotlib.image
+import pyro.poutine as poutine
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -28,9 +29,12 @@ def test_masks_are_on_the_inputs_of_every_linear_layer():
     settle(0)
     for kind, masked in (("100,100", {0, 2, 4}), ("cnn", {6, 8})):
         network = Network(kind, 0.5)
-        _, guide = network.make(60_000)
+        model, guide = network.make(60_000)
         x, y = torch.zeros(2, 784) if network.flat else torch.zeros(2, 1, 28, 28), torch.tensor([0, 1])
         guide(x, y)
+        assert network.loss().alpha == 0.5
+        prior = poutine.trace(model).get_trace(x).nodes["net.0.weight"]["fn"].base_dist
+        assert prior.scale.flatten()[0].item() == pytest.approx(0.1**-0.5)  # l² = 0.1
         rates = {name: float(rate) for name, rate in guide.rates().items() if rate > 0}
         assert rates == {f"net.{i}.weight": 0.5 for i in masked}
         with pytest.warns(UserWarning, match="rate 0 at every site"):
@@ -80,11 +84,11 @@ def test_claims_are_what_curves_say():
     published = mnist.claims(curves([0.95, 0.97, 0.96], [-0.3, -0.1, -0.1]))
     assert [line.rsplit(": ", 1)[1] for line in published] == [
         *["confirmed"] * 3,  # 0.5 more accurate than 0 and 1, as likely as 1
-        "refuted",  # as likely as 0
+        *["refuted"] * 2,  # as likely and as accurate as 0
         *["confirmed"] * 4,  # 0 less accurate and less likely than both
     ]
     opposite = mnist.claims(curves([0.97, 0.95, 0.96], [-0.1, -0.3, -0.5]))
-    assert [line.rsplit(": ", 1)[1] for line in opposite] == ["refuted"] * 8
+    assert [line.rsplit(": ", 1)[1] for line in opposite] == ["refuted"] * 9
     moved = curves([0.9] * 3, [-0.3] * 3)
     for repeats in moved.values():
         for run in repeats:

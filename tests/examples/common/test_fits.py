@@ -116,12 +116,33 @@ def test_a_learning_rate_that_goes_down(tmp_path, monkeypatch):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_a_state_of_other_settings_is_not_taken(tmp_path, capsys):
-    path = tmp_path / "a.pt"
-    fitted(path, make, TraceDropout_ELBO(), data(), RECIPE, about={"prior": 1})
-    history = fitted(path, make, TraceDropout_ELBO(), data(), RECIPE, about={"prior": 2}).history
-    assert "other settings: training starts anew" in capsys.readouterr().out
-    assert [seen["step"] for seen in history] == [10, 20, 25]
+def test_a_state_of_other_settings_is_neither_taken_nor_lost(tmp_path):
+    def fit(recipe=RECIPE, prior=1):
+        return fitted(tmp_path / "a.pt", make, TraceDropout_ELBO(), data(), recipe, look, {"prior": prior}).history
+
+    first, other, third = fit(), fit(RECIPE._replace(learning_rate=0.5)), fit(prior=2)
+    assert len(list(tmp_path.iterdir())) == 3
+    assert other[-1]["rate"] != first[-1]["rate"] == third[-1]["rate"]
+    assert fit() == fit(RECIPE._replace(backend="inductor")) == first  # how steps run decides nothing
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_step_of_sgd_is_of_the_mean_loss(tmp_path):
+    """As PyTorch's: Pyro's loss is of all 50 data."""
+    recipe = Recipe(steps=1, batch=50, optimiser="sgd", learning_rate=0.1, backend="eager")
+
+    def plain():
+        model = Classification(mlp(4, [6], 3), 50, 0.5)
+        return model, AutoBernoulliDropout(model, rate=0.0, learnable=False)
+
+    x, y = data()
+    found = fitted(tmp_path / "a.pt", plain, TraceDropout_ELBO(), (x, y), recipe).guide.median(x)
+    settle(0)
+    net = mlp(4, [6], 3)
+    penalty = sum(0.5 * 0.5**2 * p.square().sum() for p in net.parameters()) / 50
+    (torch.nn.functional.cross_entropy(net(x), y) + penalty).backward()
+    for name, p in net.named_parameters():
+        torch.testing.assert_close(found[f"net.{name}"], p - 0.1 * p.grad, rtol=1e-4, atol=1e-6)
 
 
 def test_scores_by_numpy(tmp_path):

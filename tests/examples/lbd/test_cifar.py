@@ -1,12 +1,16 @@
 """Heads of photographs, cut down; methods, PAvPU and claims from predictions that are known."""
 
+import itertools
+from pathlib import Path
+
 import matplotlib.image
 import numpy as np
 import pytest
 import torch
 
 from examples.common.arguments import settle
-from examples.lbd import cifar
+from examples.common.fits import named_by
+from examples.lbd import cifar, cifar_training
 from examples.lbd.cifar_tables import GRID, WAYS, claims, curve, measured, rates_table
 from examples.lbd.cifar_training import METHODS, changed
 from models.classification import Classification
@@ -34,6 +38,67 @@ def test_what_is_found_and_written(tmp_path):
     assert matplotlib.image.imread(tmp_path / "cifar.png").std() > 0.01
     cifar.main(arguments)  # read, not trained again
     assert (tmp_path / "cifar.md").read_text() == text
+
+
+@staged
+def test_parts_do_not_share_images(tmp_path, monkeypatch):
+    """Heads learn from images that the convolutional part has not seen; others validate, others judge."""
+    options = cifar.options_of(["--quick", "--outputs", str(tmp_path)])
+    options.images, options.epochs = 50_000, 1
+    seen = {}
+
+    class Bytes(torch.nn.Module):
+        """Features that tell which image they are of."""
+
+        def forward(self, x):
+            return x.flatten(1)[:, ::97]
+
+    def convolutional(options):
+        x, _ = cifar_training.images("train")
+        seen["convolutional"] = Bytes()(x[: cifar_training.CONVOLUTIONAL])
+        return Bytes()
+
+    monkeypatch.setattr(cifar_training, "convolutional_part", convolutional)
+    found = cifar_training.featured(options)
+    seen |= {part: x for part, (x, _) in found.items()}
+    assert {part: len(x) for part, x in seen.items()} == {
+        "convolutional": 10_000,
+        "train": 10_000,
+        "validation": 2000,
+        "test": 4000,
+    }
+    keys = {part: {row.tobytes() for row in x.numpy()} for part, x in seen.items()}
+    for one, other in itertools.combinations(keys, 2):
+        assert len(keys[one] & keys[other]) < 5, (one, other)  # the set has a few doubles
+
+
+def test_settings_decide_which_features():
+    options = [
+        cifar.options_of([*more, "--outputs", "a"]) for more in ([], ["--channels", "8", "8"], ["--images", "9"])
+    ]
+    names = {named_by(Path("features.pt"), cifar_training.settings_of(each)) for each in options}
+    assert len(names) == 3
+
+
+@staged
+def test_lengthscales_are_chosen_by_validation_images(tmp_path, monkeypatch):
+    tried = []
+
+    def head(name, lengthscale, seed, options):
+        tried.append((name, lengthscale, seed))
+        good = {1.0: -1.0, 2.0: -0.5, 4.0: -0.7}[lengthscale]  # of test images the other way round
+        ways = {way: prediction([0.1, 0.9], [True, False]) for way in ("draws", "mean")}
+        for way in ways.values():
+            way["validation"]["log_likelihood"], way["test"]["log_likelihood"] = good, -good
+        rate = {"net.2.weight": 0.1, "net.4.weight": 0.3}
+        return {**ways, "rates": rate, "rates over training": [rate] * 5}
+
+    monkeypatch.setattr(cifar, "featured", lambda options: None)
+    monkeypatch.setattr(cifar, "head", head)
+    cifar.main(["--quick", "--lengthscales", "1", "2", "4", "--outputs", str(tmp_path)])
+    tuning = [each for each in tried if each[2] == cifar.TUNING_SEED]
+    assert len(tuning) == 3 * len(METHODS)
+    assert {each[1] for each in tried if each[2] < 2} == {2.0}
 
 
 def guide_of(name):
