@@ -12,6 +12,7 @@ from examples.common.fits import Data, Fitted, Recipe, digits, fitted, scores, s
 from models.classification import Classification, digit_cnn
 from models.regression import mlp
 from pyro_dropout import AutoBernoulliDropout, AutoConcreteDropout, TraceDropout_ELBO
+from pyro_dropout.metrics import predictive_log_likelihood
 
 BATCH, LOOKS, ALL = 128, 20, 50_000
 SIZES = (2500, 5000, 12_500, 25_000, ALL)
@@ -116,10 +117,15 @@ def parts(run: Run, test_images: int) -> tuple[Data, Data, Data]:
 
 
 def scored(model: Any, guide: Any, validation: Data, test: Data, draws: int) -> dict[str, Any]:
-    """Accuracies and log-likelihoods, and which test images are wrong."""
+    """Accuracies and log-likelihoods, and both by image, which differences of networks are paired by."""
     found: dict[str, Any] = {}
     for part, (x, y) in {"validation": validation, "test": test}.items():
         inputs = softmax_inputs(model, guide, x, draws)
-        found[part] = scores(inputs, y)
-        found["wrong"] = (inputs.softmax(-1).mean(0).argmax(-1) != y).nonzero().flatten().tolist()
+        log_probs = predictive_log_likelihood(inputs.log_softmax(-1).movedim(-1, 1))  # [classes, N], of all draws
+        density = log_probs[y, torch.arange(len(y))]
+        by_image = {
+            "right": (log_probs.argmax(0) == y).int().tolist(),
+            "density": [round(d, 4) for d in density.tolist()],
+        }
+        found[part] = {**scores(inputs, y), **by_image}
     return found

@@ -1,8 +1,8 @@
-"""What ``rates_mnist`` shows: rates and scores by arm, the claims of CD section 4.3, and the figure."""
+"""What ``rates_mnist`` shows: rates and scores by arm, and the figure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,10 @@ import numpy as np
 
 from examples.common.pictures import panels, save
 from examples.common.results import mean_and_error
-from examples.common.verdicts import CONFIRMED, NOT_SETTLED, REFUTED, larger
 from examples.concrete.rates_mnist_runs import ALL, FIXED, LENGTHSCALES, SIZES, STARTS, WIDTHS, Run
 
 Found = dict[Run, list[dict[str, Any]]]  # by network what was seen of it
 LAYERS = ("image", "hidden 1", "hidden 2", "hidden 3")  # whose units are masked
-NEAR_ZERO = 0.05
 
 
 def like(found: Found, run: Run) -> list[Run]:
@@ -80,106 +78,7 @@ TITLES = {
 
 
 def tables(found: Found, arms: Sequence[str]) -> str:
-    lines = [table(found, TITLES[arm], rows_of(arm)) for arm in arms]
-    return "\n\n".join([*lines, "Claims\n\n" + "\n".join(f"* {claim}" for arm in arms for claim in CLAIMS[arm](found))])
-
-
-# Claims, each by the networks that were trained
-
-
-def size_claims(found: Found) -> list[str]:
-    """Figure 5: rates fall as data grow; of the first two weight layers to 0, of the last two they vary little."""
-    lines = []
-    for how in ("epochs", "steps"):
-        few, all_ = Run(size=SIZES[0], equal=how), Run()
-        seeds = [run.seed for run in like(found, few) if all_._replace(seed=run.seed) in found]
-        if not seeds:
-            continue
-        first, last = (np.array([found[run._replace(seed=s)][-1]["rates"] for s in seeds]) for run in (few, all_))
-        for layer, name in enumerate(LAYERS):
-            fall = first[:, layer] - last[:, layer]
-            end = last[:, layer].mean()
-            near = "" if layer > 1 else f"; to 0 (below {NEAR_ZERO}): {CONFIRMED if end < NEAR_ZERO else REFUTED}"
-            lines.append(
-                f"rate of {name} falls from {SIZES[0]:,} to {ALL:,} images, equal {how}: {larger(fall)} "
-                f"({first[:, layer].mean():.3f} to {end:.3f}){near}"
-            )
-    return lines
-
-
-def width_claims(found: Found) -> list[str]:
-    """Figure 6: the image's rate near 0 at every width, the others' rise with it."""
-    runs = [Run(width=width) for width in WIDTHS if like(found, Run(width=width))]
-    of_image = [rates(found, run)[:, 0].mean() for run in runs]
-    lines = [
-        f"rate of the image near 0 (below {NEAR_ZERO}) at every width: "
-        f"{CONFIRMED if max(of_image) < NEAR_ZERO else REFUTED} ({', '.join(f'{rate:.3f}' for rate in of_image)})"
-    ]
-    for layer, name in list(enumerate(LAYERS))[1:]:
-        means = [rates(found, run)[:, layer].mean() for run in runs]
-        rises = np.diff(means) > 0
-        verdict = CONFIRMED if rises.all() else REFUTED if not rises.any() else NOT_SETTLED
-        lines.append(f"rate of {name} rises with width: {verdict} ({', '.join(f'{mean:.3f}' for mean in means)})")
-    return lines
-
-
-def lengthscale_claims(found: Found) -> list[str]:
-    """Figure 11: l = 0.01 balances accuracy and log-likelihood, both of which depend on l."""
-    runs = [Run(lengthscale=each) for each in LENGTHSCALES if Run(lengthscale=each) in found]
-    best = {
-        measure: max(runs, key=lambda run, m=measure: found[run][-1]["validation"][m]).lengthscale  # type: ignore[misc]
-        for measure in ("accuracy", "log_likelihood")
-    }
-    verdict = CONFIRMED if set(best.values()) == {1e-2} else REFUTED if 1e-2 not in best.values() else NOT_SETTLED
-    return [
-        f"l = 0.01 is the best, by validation images: {verdict} (accuracy {best['accuracy']:g}, log-likelihood "
-        f"{best['log_likelihood']:g})"
-    ]
-
-
-def fixed_claims(found: Found) -> list[str]:
-    """98.6 %, as with tuned rates."""
-    fixed = [run for run in found if run.fixed]
-    tuned = max(fixed, key=lambda run: found[run][-1]["validation"]["accuracy"])
-    ours, theirs = (set(found[run][-1]["wrong"]) for run in (Run(), tuned))
-    only_ours, only_theirs = len(ours - theirs), len(theirs - ours)
-    ahead, error = only_theirs - only_ours, max(1.0, (only_ours + only_theirs) ** 0.5)
-    verdict = REFUTED if abs(ahead) > 2 * error else CONFIRMED
-    accuracy = [100 * found[run][-1]["test"]["accuracy"] for run in like(found, Run())]
-    return [
-        f"98.6 %: {np.mean(accuracy):.2f} ± 0.12 % (of 10,000 images)",
-        f"on par with the best fixed rates by validation, {tuned.fixed}: {verdict} ({ahead} ± {error:.0f} images right "
-        "that those are not)",
-    ]
-
-
-def start_claims(found: Found) -> list[str]:
-    runs = [Run(start=start) for start in (Run().start, *STARTS) if Run(start=start) in found]
-    ends = np.array([rates(found, run)[0] for run in runs])
-    return [f"largest difference between where rates end, by layer: {', '.join(f'{d:.3f}' for d in np.ptp(ends, 0))}"]
-
-
-def decay_claims(found: Found) -> list[str]:
-    """Of the accuracy that is published, by the better training."""
-    accuracy = [100 * found[run][-1]["test"]["accuracy"] for run in like(found, Run(decayed=True))]
-    reached = CONFIRMED if np.mean(accuracy) > 98.6 - 2 * 0.12 else REFUTED
-    return [f"98.6 %, within two standard errors of 10,000 images: {reached} ({np.mean(accuracy):.2f} ± 0.12 %)"]
-
-
-def cnn_claims(found: Found) -> list[str]:
-    ends = rates(found, Run(cnn=True, lengthscale=0.1)).mean(0)
-    return [f"rates of the authors' later network, 0.012, 0.039, 0.478, 0.055: {', '.join(f'{e:.3f}' for e in ends)}"]
-
-
-CLAIMS: dict[str, Callable[[Found], list[str]]] = {
-    "size": size_claims,
-    "width": width_claims,
-    "lengthscale": lengthscale_claims,
-    "fixed": fixed_claims,
-    "start": start_claims,
-    "decay": decay_claims,
-    "cnn": cnn_claims,
-}
+    return "\n\n".join(table(found, TITLES[arm], rows_of(arm)) for arm in arms)
 
 
 # The figure
