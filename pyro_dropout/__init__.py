@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 from pyro_dropout.guides import AutoBernoulliDropout, AutoConcreteDropout, DropoutGuide, init_to_module
 from pyro_dropout.interop import from_pyro_svi, from_torch, to_torch
-from pyro_dropout.losses import RenyiDropout_ELBO, TraceDropout_ELBO
+from pyro_dropout.losses import RenyiDropout_ELBO, SemiImplicitDropout_ELBO, TraceDropout_ELBO
 from pyro_dropout.masks import ARM, DisARM, GradientEstimator, Mask, Reinforce
 from pyro_dropout.nn import BayesianModule
 from pyro_dropout.prediction import DropoutPredictive
@@ -34,6 +34,7 @@ __all__ = [
     "Reinforce",
     "RenyiDropout_ELBO",
     "ReplicatedSVI",
+    "SemiImplicitDropout_ELBO",
     "TraceDropout_ELBO",
     "__version__",
     "from_pyro_svi",

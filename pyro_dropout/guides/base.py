@@ -265,7 +265,10 @@ class DropoutGuide(AutoGuide):
                 continue
             if key not in drawn:
                 mask = self._mask(key, units.count(shape))
-                drawn[key] = pyro.sample(key + ".mask", mask, infer={"is_auxiliary": True}), mask.keep
+                drawn[key] = (
+                    pyro.sample(key + ".mask", mask, infer={"is_auxiliary": True, "of_weights": True}),
+                    mask.keep,
+                )
             switches.append(Switch(*drawn[key], units, key))
         if not switches:
             units = self._masks[name][0][1]

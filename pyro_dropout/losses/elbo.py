@@ -296,12 +296,16 @@ class TraceDropout_ELBO(ELBO):
             for run, signal, terms in zip(runs, data.changed, latent, strict=True):
                 signal = [*signal, *(term for term in terms if self._has_members(term))]
                 for draw in run.draws:
-                    losses = sum(could_have_changed(term, draw.z.shape[1:-1]) for term in signal)
+                    losses = sum(self._changed_by(draw, term) for term in signal)
                     if isinstance(losses, Tensor):  # else nothing depends on these masks
                         # Its gradient is the estimate of that of the rates; its value is none of the loss's.
                         surrogate = self._estimator.surrogate(losses, *draw)
                         loss = loss + (surrogate - surrogate.detach())
         return loss
+
+    def _changed_by(self, draw: JointDraw, term: Tensor) -> Tensor:
+        """What each of these masks could have changed of a term, ``[members, *shape]`` as the masks."""
+        return could_have_changed(term, draw.z.shape[1:-1])
 
     def _data_terms(self, runs: list[GuidedRun], traced: bool) -> Terms:
         """The observed sites' terms.

@@ -13,6 +13,7 @@ from torch.distributions import constraints
 from torch.distributions.utils import lazy_property
 
 from pyro_dropout._checks import as_numbers, check_counts, check_positive, check_tensors, checked_shape, said
+from pyro_dropout._values import is_traced
 
 
 class Mask(TorchDistribution):
@@ -51,7 +52,7 @@ class Mask(TorchDistribution):
             )
         self._logits = logits if logits is None else given
         if logits is None:
-            if validate_args and not ((given >= 0) & (given < 1)).all():
+            if validate_args and not is_traced() and not ((given >= 0) & (given < 1)).all():
                 raise ValueError(f"rate is the probability of dropping a unit and lies in [0, 1), but found {rate}")
             self.rate, self.keep = given, 1 - given
         self.units = units
@@ -246,7 +247,7 @@ def _checked(rate: Any, logits: Any, units: Any) -> Tensor:
     check_counts(units=units)
     if logits is not None:
         check_tensors(logits=logits)
-        if not logits.is_floating_point() or bool(logits.isnan().any()):
+        if not logits.is_floating_point() or (not is_traced() and bool(logits.isnan().any())):
             raise ValueError(f"logits must be real numbers, none of them NaN, but found {said(logits)}")
         return logits
     return as_numbers("rate", rate)

@@ -51,7 +51,7 @@ class CompiledSVI(SVI):
     :param model: a Pyro model.
     :param guide: its guide.
     :param optim: a ``PyroOptim``.
-    :param loss: a :class:`~pyro_dropout.TraceDropout_ELBO` (the default) or :class:`~pyro_dropout.RenyiDropout_ELBO`.
+    :param loss: a :class:`~pyro_dropout.TraceDropout_ELBO` (the default) or a subclass of it.
     :param backend: ``"inductor"`` compiles; ``"eager"`` runs what was traced operation by operation, which starts
         at once.
     :param wait: for the compiler at the second step. Else steps go on, operation by operation (on a GPU the compiler is

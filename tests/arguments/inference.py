@@ -11,6 +11,7 @@ from pyro_dropout import (
     DropoutGuide,
     DropoutPredictive,
     RenyiDropout_ELBO,
+    SemiImplicitDropout_ELBO,
     TraceDropout_ELBO,
     init_to_module,
 )
@@ -158,6 +159,16 @@ LOSSES = [
         lambda w: lambda alpha: step(lambda: RenyiDropout_ELBO(alpha, 2))(w)(X, Y),
         lambda w: {"alpha": 0.5},
         alpha=["0.5a", NAN, INF, None, [0.5], 1j, torch.ones(2), lambda: "a", lambda: NAN, lambda: None],
+    ),
+    call(
+        "SemiImplicitDropout_ELBO",
+        lambda w: lambda **options: step(lambda: SemiImplicitDropout_ELBO(**options))(w)(X, Y),
+        lambda w: {"extra_masks": 1, "annealing": 1.0, "masks": "draw"},
+        extra_masks=[-1, 1.5, "2", None, True, NAN],
+        annealing=["0.5a", NAN, INF, None, [0.5], 1j, torch.ones(2), lambda: "a", lambda: NAN, lambda: None],
+        masks=["datum", "row", None],
+        num_particles=COUNT,
+        gradient=[*[Wrong(g, r"\bgradient\b") for g in ("sgd", 3)]],
     ),
     *(
         call(

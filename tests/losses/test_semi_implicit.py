@@ -1,0 +1,293 @@
+"""The bound of LBD eq. 6 against all masks of few items: values, gradients, order in V; another model, global masks."""
+
+import itertools
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pyro_dropout import CompiledSVI
+from pyro_dropout.losses import SemiImplicitDropout_ELBO
+from pyro_dropout.masks import BernoulliMask
+
+F64 = torch.float64
+ITEMS = 4
+NODES, WEIGHTS = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(60))
+WEIGHTS = WEIGHTS / WEIGHTS.sum()
+X = torch.tensor([[1.0, 0.0, 1.0, 1.0], [0.0, 1.0, 1.0, 0.0]], dtype=F64)
+
+
+class Autoencoder:
+    """One latent number for each datum, from items that are dropped; learned rates by item."""
+
+    def __init__(self, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+
+        def parameter(*shape, scale=1.0):
+            return torch.nn.Parameter(scale * torch.randn(shape, dtype=F64, generator=generator))
+
+        self.parameters = {
+            "weight": parameter(ITEMS),
+            "log_scale": parameter(ITEMS, scale=0.5),
+            "bias": parameter(),
+            "decoder": parameter(ITEMS),
+            "logits": parameter(ITEMS),
+        }
+
+    def model(self, x, size=None):
+        decoder = pyro.param("decoder", self.parameters["decoder"])
+        with pyro.plate("data", size or len(x), subsample_size=len(x)):
+            eta = pyro.sample("eta", dist.Normal(torch.zeros((), dtype=F64), 1.0))
+            logits = eta.unsqueeze(-1) * decoder
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+    def guide(self, x, size=None, relevant=True, everywhere=False):
+        names = ("weight", "log_scale", "bias", "logits")
+        p = {name: pyro.param(name, self.parameters[name]) for name in names}
+        mask = BernoulliMask(logits=p["logits"], units=ITEMS)
+        infer = {"is_auxiliary": True, **({"relevant": x != 0} if relevant else {})}
+        if everywhere:  # one mask for all data
+            z = pyro.sample("mask", mask, infer={"is_auxiliary": True})
+            z = z.unsqueeze(-2) if z.dim() == 1 else z
+        with pyro.plate("data", size or len(x), subsample_size=len(x)):
+            if not everywhere:
+                z = pyro.sample("mask", mask, infer=infer)
+            h = x * z / mask.keep
+            pyro.sample("eta", dist.Normal(h @ p["weight"] + p["bias"], (h @ p["log_scale"] - 1).exp()))
+
+    def exact(self, extra, x=X):
+        """The negative bound, by all masks and by quadrature over the latent; ``extra`` None for the mixture's ELBO."""
+        p = self.parameters
+        keep = torch.sigmoid(p["logits"])
+        masks = torch.tensor(list(itertools.product((0.0, 1.0), repeat=ITEMS)), dtype=F64)
+        chance = (masks * keep + (1 - masks) * (1 - keep)).prod(-1)
+        total = torch.zeros((), dtype=F64)
+        for row in x:
+            h = row * masks / keep
+            mean, scale = h @ p["weight"] + p["bias"], (h @ p["log_scale"] - 1).exp()
+            eta = mean[:, None] + scale[:, None] * NODES  # [masks, nodes]
+            joint = dist.Normal(0.0, 1.0).log_prob(eta)
+            joint = joint + dist.Bernoulli(logits=eta[..., None] * p["decoder"]).log_prob(row).sum(-1)
+            under = dist.Normal(mean, scale).log_prob(eta[..., None])  # [masks, nodes, other masks]
+            own = torch.diagonal(under, dim1=0, dim2=2).T
+            if extra is None:
+                mixed = (under + chance.log()).logsumexp(-1)
+            elif extra == 0:
+                mixed = own
+            elif extra == 1:
+                mixed = (torch.logaddexp(own[..., None], under) - math.log(2)) @ chance
+            else:
+                both = torch.logaddexp(torch.logaddexp(own[..., None, None], under[..., None]), under[..., None, :])
+                mixed = torch.einsum("znab,a,b->zn", both - math.log(3), chance, chance)
+            total = total + chance @ ((joint - mixed) @ WEIGHTS)
+        return -total
+
+
+@pytest.fixture(autouse=True)
+def _settled():
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    with pyro.settings.context(module_local_params=True):
+        yield
+
+
+def estimates(loss, of, x=X, number=1500, **kwargs):
+    """Values and gradients of so many steps."""
+    parameters = list(of.parameters.values())
+    values, gradients = [], []
+    for _ in range(number):
+        value = loss.differentiable_loss(of.model, lambda x: of.guide(x, **kwargs), x)
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(value, parameters)]))
+        values.append(value.item())
+    return torch.tensor(values, dtype=F64), torch.stack(gradients)
+
+
+def within(samples, expected, errors=4.0):
+    error = samples.std(0) / len(samples) ** 0.5
+    assert ((samples.mean(0) - expected).abs() <= errors * error + 1e-9).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_bound_rises_with_masks_to_that_of_the_mixture(seed):
+    """Of the enumeration itself: what the estimates are held to."""
+    with torch.no_grad():
+        bounds = [-Autoencoder(seed).exact(extra).item() for extra in (0, 1, 2, None)]
+    assert bounds == sorted(bounds)
+    assert bounds[-1] - bounds[0] > 0.1
+
+
+@pytest.mark.parametrize("gradient", ["arm", "disarm", "reinforce"])
+@pytest.mark.parametrize("extra", [0, 1, 2])
+def test_values_and_gradients_are_unbiased(extra, gradient):
+    of = Autoencoder()
+    expected = of.exact(extra)
+    exact = torch.cat([g.flatten() for g in torch.autograd.grad(expected, list(of.parameters.values()))])
+    values, gradients = estimates(SemiImplicitDropout_ELBO(extra, gradient=gradient), of)
+    within(values, expected.detach())
+    within(gradients, exact)
+
+
+def test_what_is_not_relevant_is_noise():
+    """Estimates restricted to a datum's own items are unbiased as those of all items are, and less noisy."""
+    of = Autoencoder()
+    exact = torch.autograd.grad(of.exact(1), of.parameters["logits"])[0]
+    deviations = {}
+    for relevant in (True, False):
+        gradients = estimates(SemiImplicitDropout_ELBO(1), of, relevant=relevant)[1][:, -ITEMS:]
+        within(gradients, exact)
+        deviations[relevant] = gradients.std(0)
+    assert (deviations[True] < deviations[False]).all()
+
+
+def test_many_masks_reach_the_mixture():
+    of = Autoencoder()
+    with torch.no_grad():
+        exact, two = of.exact(None).item(), of.exact(2).item()
+    loss = SemiImplicitDropout_ELBO(60)
+    values = torch.tensor([loss.loss(of.model, of.guide, X) for _ in range(2000)], dtype=F64)
+    error = values.std() / 2000**0.5
+    assert exact - 4 * error < values.mean() < exact + 4 * error + 0.1 * (two - exact)
+
+
+def test_particles_subsamples_and_annealing():
+    of = Autoencoder()
+    expected = of.exact(1).detach()
+    values, _ = estimates(SemiImplicitDropout_ELBO(1, num_particles=7), of, number=400)
+    within(values, expected)
+    plain, beta = SemiImplicitDropout_ELBO(1), SemiImplicitDropout_ELBO(1, annealing=lambda: 0.0)
+    values = torch.tensor([beta.loss(of.model, of.guide, X) for _ in range(800)], dtype=F64)
+    with torch.no_grad():
+        halves = [of.exact(1, X[i : i + 1]).item() for i in range(2)]
+    assert values.mean() < expected  # the likelihood alone
+    for row, half in enumerate(halves):
+        one = X[row : row + 1]
+        found = [plain.loss(lambda x: of.model(x, 10), lambda x: of.guide(x, 10), one) for _ in range(800)]
+        within(torch.tensor(found, dtype=F64), torch.tensor(10 * half, dtype=F64))
+
+
+def test_one_mask_for_all_data():
+    """The density of a mixture is then that of all latents together: one product under the mean, not under the sum."""
+    of = Autoencoder()
+    p = of.parameters
+    values = []
+    loss = SemiImplicitDropout_ELBO(1)
+    for _ in range(1500):
+        values.append(loss.loss(of.model, lambda x: of.guide(x, everywhere=True), X))
+    with torch.no_grad():
+        keep = torch.sigmoid(p["logits"])
+        masks = torch.tensor(list(itertools.product((0.0, 1.0), repeat=ITEMS)), dtype=F64)
+        chance = (masks * keep + (1 - masks) * (1 - keep)).prod(-1)
+        h = X[:, None] * masks / keep  # [data, masks, items]
+        mean, scale = h @ p["weight"] + p["bias"], (h @ p["log_scale"] - 1).exp()
+        eta = mean[..., None] + scale[..., None] * NODES  # [data, masks, nodes]
+        joint = dist.Normal(0.0, 1.0).log_prob(eta)
+        joint = joint + dist.Bernoulli(logits=eta[..., None] * p["decoder"]).log_prob(X[:, None, None]).sum(-1)
+        under = dist.Normal(mean[:, None, None], scale[:, None, None]).log_prob(eta[..., None])  # and other masks
+        first, second = (torch.diagonal(each, dim1=0, dim2=2).T for each in under)  # [masks, nodes]
+        own = first[:, :, None] + second[:, None, :]
+        other = under[0][:, :, None] + under[1][:, None, :]  # [masks, nodes, nodes, other masks]
+        mixed = (torch.logaddexp(own[..., None], other) - math.log(2)) @ chance
+        total = (joint[0][:, :, None] + joint[1][:, None, :] - mixed) @ WEIGHTS @ WEIGHTS
+        expected = -(chance @ total)
+    within(torch.tensor(values, dtype=F64), expected)
+    with pytest.raises(ValueError, match="latent 'eta' is in plate 'data', a subsample, but not all masks are"):
+        loss.loss(lambda x: of.model(x, 10), lambda x: of.guide(x, 10, everywhere=True), X)
+
+
+class Chain:
+    """No autoencoder of items: numbers with noise, a latent that another depends on, one of no mask."""
+
+    def __init__(self):
+        self.parameters = {
+            name: torch.nn.Parameter(torch.tensor(value, dtype=F64))
+            for name, value in {"slope": 0.7, "second": -0.4, "level_mean": 0.2, "log_noise": -0.3}.items()
+        }
+        self.logits = torch.nn.Parameter(torch.tensor([0.4, 1.0], dtype=F64))
+
+    def model(self, x):
+        level = pyro.sample("level", dist.Normal(torch.zeros((), dtype=F64), 2.0))
+        with pyro.plate("data", len(x)):
+            a = pyro.sample("a", dist.Normal(torch.zeros((), dtype=F64), 1.0))
+            b = pyro.sample("b", dist.Normal(a, 1.0))
+            pyro.sample("x", dist.Normal((b + level).unsqueeze(-1), 1.0).expand([*b.shape, 2]).to_event(1), obs=x)
+
+    def guide(self, x):
+        p = self.parameters
+        for name, parameter in {**p, "logits": self.logits}.items():
+            pyro.param(name, parameter)
+        mask = BernoulliMask(logits=self.logits, units=2)
+        pyro.sample("level", dist.Normal(p["level_mean"], 0.5))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("mask", mask, infer={"is_auxiliary": True})
+            h = (x * z / mask.keep).sum(-1)
+            a = pyro.sample("a", dist.Normal(p["slope"] * h, p["log_noise"].exp()))
+            pyro.sample("b", dist.Normal(p["second"] * h + 0.5 * a, 0.8))
+
+    def exact(self, x):
+        """V = 1, by all pairs of masks; the level in closed form."""
+        p, keep = self.parameters, torch.sigmoid(self.logits)
+        masks = torch.tensor(list(itertools.product((0.0, 1.0), repeat=2)), dtype=F64)
+        chance = (masks * keep + (1 - masks) * (1 - keep)).prod(-1)
+        level = dist.Normal(p["level_mean"], 0.5)
+        total = -torch.distributions.kl_divergence(level, dist.Normal(torch.zeros((), dtype=F64), 2.0))
+        for row in x:
+            h = (row * masks / keep).sum(-1)[:, None, None]  # [masks, nodes of a, nodes of b]
+            a = p["slope"] * h + p["log_noise"].exp() * NODES[:, None]
+            b = p["second"] * h + 0.5 * a + 0.8 * NODES
+            prior = dist.Normal(0.0, 1.0).log_prob(a) + dist.Normal(a, 1.0).log_prob(b)
+            # E (x - b - level)² over the level
+            fit = -0.5 * ((row - (b + p["level_mean"])[..., None]) ** 2 + 0.25 + math.log(2 * math.pi)).sum(-1)
+
+            def under(h, a=a, b=b):
+                of_a = dist.Normal(p["slope"] * h, p["log_noise"].exp()).log_prob(a)
+                return of_a + dist.Normal(p["second"] * h + 0.5 * a, 0.8).log_prob(b)
+
+            own, others = under(h), torch.stack([under(each) for each in h.flatten()], -1)
+            mixed = (torch.logaddexp(own[..., None], others) - math.log(2)) @ chance
+            total = total + chance @ ((prior + fit - mixed) @ WEIGHTS @ WEIGHTS)
+        return -total
+
+
+def test_another_model_with_two_latents_and_one_of_no_mask():
+    of, x = Chain(), torch.tensor([[0.5, -1.0], [1.5, 0.3]], dtype=F64)
+    parameters = [*of.parameters.values(), of.logits]
+    expected = of.exact(x)
+    exact = torch.cat([g.flatten() for g in torch.autograd.grad(expected, parameters)])
+    loss, values, gradients = SemiImplicitDropout_ELBO(1), [], []
+    for _ in range(2500):
+        value = loss.differentiable_loss(of.model, of.guide, x)
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(value, parameters)]))
+        values.append(value.item())
+    within(torch.tensor(values, dtype=F64), expected.detach())
+    within(torch.stack(gradients), exact)
+
+
+def test_compiled_steps_are_eager_ones():
+    """Also where β changes between them."""
+    found = {}
+    for kind in ("SVI", "CompiledSVI"):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        of, beta = Autoencoder(), [1.0]
+        loss = SemiImplicitDropout_ELBO(2, annealing=lambda beta=beta: beta[0])
+        make = pyro.infer.SVI if kind == "SVI" else lambda *args: CompiledSVI(*args, backend="eager", progress=False)
+        svi = make(of.model, of.guide, pyro.optim.Adam({"lr": 0.01}), loss)
+        losses = []
+        for step in range(600):
+            beta[0] = 1.0 if step < 300 else 0.2
+            losses.append(svi.step(X))
+        found[kind] = torch.tensor(losses)
+    for part in (slice(100, 300), slice(400, 600)):
+        means = [losses[part].mean() for losses in found.values()]
+        errors = [losses[part].std() / 200**0.5 for losses in found.values()]
+        assert abs(means[0] - means[1]) < 4 * (errors[0] ** 2 + errors[1] ** 2) ** 0.5
+    assert found["CompiledSVI"][400:].mean() < found["CompiledSVI"][100:300].mean() - 0.5
+
+
+@pytest.mark.parametrize(("value", "found"), [("a", "'a'"), (math.inf, "inf"), (None, "None")])
+def test_annealing_must_be_a_number(value, found):
+    with pytest.raises(ValueError, match=f"annealing must be .*{found}"):
+        SemiImplicitDropout_ELBO(annealing=value)
