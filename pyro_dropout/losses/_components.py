@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_dropout._sites import is_deterministic
 from pyro_dropout.masks.distributions import Mask
 from pyro_dropout.masks.messengers import MemberMask, Members
+from pyro_dropout.weights.delta import MaskedDelta
 
 
 def is_component(site: Any) -> bool:
@@ -22,11 +23,14 @@ def is_component(site: Any) -> bool:
 
 
 class Components(Messenger):
-    """Draws a guide's masks for all components at once, and its latents from the first."""
+    """Draws a guide's masks for all components at once, and its latents from the first.
 
-    def __init__(self, number: int, max_plate_nesting: int) -> None:
+    :param members: whether masks are drawn for the members of an estimator, in a dimension left of components.
+    """
+
+    def __init__(self, number: int, max_plate_nesting: int, members: bool) -> None:
         super().__init__()
-        self.number, self.max_plate_nesting = number, max_plate_nesting
+        self.number, self.max_plate_nesting, self.members = number, max_plate_nesting, members
 
     def _pyro_sample(self, msg: Any) -> None:
         fn = msg["fn"]
@@ -40,7 +44,13 @@ class Components(Messenger):
                     "its max_plate_nesting): use a new loss for a model of another depth"
                 )
             msg["fn"] = fn.expand(torch.Size((self.number, *(1,) * (depth - dims), *fn.batch_shape)))
-        elif dims > depth and not isinstance(fn, Mask):
+        elif dims > depth and not isinstance(fn, Mask | MaskedDelta):  # masks of weights, and weights
+            if dims != depth + 1 + self.members:
+                raise NotImplementedError(
+                    f"latent {msg['name']!r} has a batch of shape {tuple(fn.batch_shape)}, not that of masks which it "
+                    "is mixed over: where rates of hard masks are learned, it may depend on sites that are a Mask "
+                    "(BernoulliMask, ConcreteMask), not on masks of weights"
+                )
             msg["fn"] = Mixture(fn, -1 - depth)
 
 

@@ -100,7 +100,7 @@ class SemiImplicitDropout_ELBO(TraceDropout_ELBO):
 
     def _trace_guide(self, guide: Callable, args: Any, kwargs: Any) -> tuple[Any, list[JointDraw]]:
         depth = int(self.max_plate_nesting)
-        components = Components(self.extra_masks + 1, depth)
+        components = Components(self.extra_masks + 1, depth, self._estimates_rates)
         draws: list[JointDraw] = []
         guide = components(guide)
         if self._estimates_rates:
@@ -146,8 +146,10 @@ class SemiImplicitDropout_ELBO(TraceDropout_ELBO):
 
 
 def _closed_form(guide_site: Any, model_site: Any) -> Tensor | None:
-    """The KL of the only component, where there is one."""
+    """The KL of the only component, where there is one; a prior that has members would not meet its dimension."""
     q, p = guide_site["fn"], model_site["fn"]
+    if len(p.batch_shape) >= -q.dim:
+        return None
     if guide_site["scale"] != model_site["scale"] or guide_site["mask"] is not model_site["mask"]:
         return None
     with suppress(NotImplementedError):

@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_dropout import CompiledSVI
+from pyro_dropout import AutoBernoulliDropout, BayesianModule, CompiledSVI
 from pyro_dropout.losses import SemiImplicitDropout_ELBO
 from pyro_dropout.masks import BernoulliMask
 
@@ -226,8 +226,8 @@ class Chain:
             a = pyro.sample("a", dist.Normal(p["slope"] * h, p["log_noise"].exp()))
             pyro.sample("b", dist.Normal(p["second"] * h + 0.5 * a, 0.8))
 
-    def exact(self, x):
-        """V = 1, by all pairs of masks; the level in closed form."""
+    def exact(self, x, extra):
+        """By all masks, or pairs of them; the level in closed form."""
         p, keep = self.parameters, torch.sigmoid(self.logits)
         masks = torch.tensor(list(itertools.product((0.0, 1.0), repeat=2)), dtype=F64)
         chance = (masks * keep + (1 - masks) * (1 - keep)).prod(-1)
@@ -246,17 +246,18 @@ class Chain:
                 return of_a + dist.Normal(p["second"] * h + 0.5 * a, 0.8).log_prob(b)
 
             own, others = under(h), torch.stack([under(each) for each in h.flatten()], -1)
-            mixed = (torch.logaddexp(own[..., None], others) - math.log(2)) @ chance
+            mixed = (torch.logaddexp(own[..., None], others) - math.log(2)) @ chance if extra else own
             total = total + chance @ ((prior + fit - mixed) @ WEIGHTS @ WEIGHTS)
         return -total
 
 
-def test_another_model_with_two_latents_and_one_of_no_mask():
+@pytest.mark.parametrize("extra", [0, 1])
+def test_another_model_with_two_latents_and_one_of_no_mask(extra):
     of, x = Chain(), torch.tensor([[0.5, -1.0], [1.5, 0.3]], dtype=F64)
     parameters = [*of.parameters.values(), of.logits]
-    expected = of.exact(x)
+    expected = of.exact(x, extra)
     exact = torch.cat([g.flatten() for g in torch.autograd.grad(expected, parameters)])
-    loss, values, gradients = SemiImplicitDropout_ELBO(1), [], []
+    loss, values, gradients = SemiImplicitDropout_ELBO(extra), [], []
     for _ in range(2500):
         value = loss.differentiable_loss(of.model, of.guide, x)
         gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(value, parameters)]))
@@ -291,3 +292,55 @@ def test_compiled_steps_are_eager_ones():
 def test_annealing_must_be_a_number(value, found):
     with pytest.raises(ValueError, match=f"annealing must be .*{found}"):
         SemiImplicitDropout_ELBO(annealing=value)
+
+
+@pytest.mark.parametrize("extra", [0, 2])
+def test_weights_with_masks_of_their_own_beside_them(extra):
+    """Members of the weights' masks are no components: rates that are learned give the value of fixed ones."""
+    found = {}
+    for learnable in (False, True):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        decoder = BayesianModule(torch.nn.Linear(2, ITEMS), event_dim=1)
+        of = Autoencoder()
+        x = X.float()
+
+        def model(x, decoder=decoder):
+            data = pyro.plate("data", len(x))
+            with data:
+                eta = pyro.sample("eta", dist.Normal(0.0, 1.0))
+            logits = decoder(torch.stack([eta, eta**2], -1))
+            with data:
+                pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+        weights = AutoBernoulliDropout(decoder, rate=0.4, learnable=learnable)
+
+        def guide(x, of=of, weights=weights):
+            weights(torch.zeros(len(x), 2))
+            mask = BernoulliMask(logits=of.parameters["logits"].float().detach(), units=ITEMS)
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("mask", mask, infer={"is_auxiliary": True})
+                h = x * z / mask.keep
+                pyro.sample("eta", dist.Normal(h @ of.parameters["weight"].float(), 0.5))
+
+        loss = SemiImplicitDropout_ELBO(extra)
+        found[learnable] = torch.tensor([loss.loss(model, guide, x) for _ in range(1500)])
+        loss.loss_and_grads(model, guide, x)
+    error = sum(values.var() / 1500 for values in found.values()) ** 0.5
+    assert abs(found[True].mean() - found[False].mean()) < 4 * error
+
+
+def test_what_cannot_be_told_from_masks_of_weights_is_refused():
+    """An auxiliary that is no Mask has no members, where rates of another are learned."""
+    of = Autoencoder()
+
+    def guide(x):
+        plain = dist.Bernoulli(torch.full((ITEMS,), 0.5, dtype=F64)).to_event(1)
+        learned = BernoulliMask(logits=of.parameters["logits"], units=ITEMS)
+        with pyro.plate("data", len(x)):
+            pyro.sample("learned", learned, infer={"is_auxiliary": True})
+            z = pyro.sample("mask", plain, infer={"is_auxiliary": True})
+            pyro.sample("eta", dist.Normal((x * z) @ of.parameters["weight"], 1.0))
+
+    with pytest.raises(NotImplementedError, match="latent 'eta' has a batch of shape"):
+        SemiImplicitDropout_ELBO(1).loss_and_grads(of.model, guide, X)
