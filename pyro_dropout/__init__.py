@@ -12,7 +12,7 @@ from pyro_dropout.guides import AutoBernoulliDropout, AutoConcreteDropout, Dropo
 from pyro_dropout.interop import from_pyro_svi, from_torch, to_torch
 from pyro_dropout.losses import RenyiDropout_ELBO, SemiImplicitDropout_ELBO, TraceDropout_ELBO
 from pyro_dropout.masks import ARM, DisARM, GradientEstimator, Mask, Reinforce
-from pyro_dropout.nn import BayesianModule
+from pyro_dropout.nn import AuxiliaryDropout, BayesianModule
 from pyro_dropout.prediction import DropoutPredictive
 from pyro_dropout.training import CompiledSVI, ReplicatedSVI, load_checkpoint, save_checkpoint
 from pyro_dropout.weights import MaskedUnits
@@ -23,6 +23,7 @@ __all__ = [
     "ARM",
     "AutoBernoulliDropout",
     "AutoConcreteDropout",
+    "AuxiliaryDropout",
     "BayesianModule",
     "CompiledSVI",
     "DisARM",

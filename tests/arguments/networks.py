@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pyro_dropout import BayesianModule
-from pyro_dropout.nn import lengthscale_of, weight_decay_of
+from pyro_dropout.nn import AuxiliaryDropout, lengthscale_of, weight_decay_of
 from pyro_dropout.weights import (
     MaskedDelta,
     MaskedUnits,
@@ -87,6 +87,27 @@ NN = [
     ),
     call(
         "BayesianModule.site_name", lambda w: w.module.site_name, lambda w: {"name": "0.weight"}, name=[3, "7.weight"]
+    ),
+    call(
+        "AuxiliaryDropout",
+        lambda w: AuxiliaryDropout,
+        lambda w: {"units": 3, "rate": 0.5, "learnable": True, "per_unit": True, "temperature": 0.5},
+        units=[0, -1, 1.5, "3", None],
+        rate=[1.0, -0.1, 0.0, NAN, "0.5a", None, torch.full((2,), 0.5), torch.full((2, 3), 0.5)],
+        learnable=["yes", 2, None, Wrong(False, "give learnable=True")],
+        per_unit=["yes", 2, None],
+        temperature=[0.0, -1.0, NAN, INF, "0.5"],
+        sparse=["yes", 2, None],
+        name=[3, None, ""],
+    ),
+    call(
+        "AuxiliaryDropout.forward",
+        lambda w: AuxiliaryDropout(3),
+        lambda w: {"x": X},
+        x=[
+            Wrong(value, words)
+            for value, words in [("x", "x must"), (None, "x must"), (X[:, :2], r"3 units.*\(6, 2\)")]
+        ],
     ),
     call(
         "lengthscale_of",
