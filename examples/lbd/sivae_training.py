@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from examples.common.arguments import settle
-from examples.common.data import Choices
+from examples.common.data import Choices, load_movielens
 from examples.common.fits import SAVING, named_by
 from examples.common.results import kept
 from models.ranking import ndcg_at, recall_at
@@ -27,6 +27,7 @@ from pyro_dropout import AuxiliaryDropout, CompiledSVI, SemiImplicitDropout_ELBO
 FIRST_SPLIT, CLIMB = 98765, 0.85  # of Liang et al.; share of training over which β rises
 TARGETS, FEWEST = 0.2, 5  # share of a held-out user's items, of those who have as many
 ACTIVATIONS = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}
+STEP, RATES_STEP = 1e-3, 1e-2  # Adam's learning rates: rates have some 1,000 steps, published 50,000 of 1e-3
 DECAY, TEMPERATURE = 0.01 / 500, 0.1  # of DAE's weights; of relaxed masks
 PENALTIES = (100.0, 200.0, 500.0, 1000.0)
 MEASURES = {"Recall@20": (recall_at, 20), "Recall@50": (recall_at, 50), "NDCG@100": (ndcg_at, 100)}
@@ -61,6 +62,7 @@ class Split(NamedTuple):
     train: csr_array
     validation: Fold
     test: Fold
+    users: np.ndarray  # who is tested
 
 
 def split_of(choices: Choices, number: int, held_out: int) -> Split:
@@ -72,10 +74,11 @@ def split_of(choices: Choices, number: int, held_out: int) -> Split:
     order = rng.permutation(choices.matrix.shape[0])
     train = choices.matrix[order[: -2 * held_out]]
     items = np.unique(train.indices)
-    folds = []
+    folds, users = [], order
     for rows in (order[-2 * held_out : -held_out], order[-held_out:]):
         matrix = choices.matrix[rows][:, items].tocsr()
-        matrix = matrix[np.diff(matrix.indptr) >= FEWEST]
+        enough = np.diff(matrix.indptr) >= FEWEST
+        matrix, users = matrix[enough], rows[enough]
         hidden = np.zeros(matrix.nnz, bool)
         for first, last in zip(matrix.indptr, matrix.indptr[1:], strict=False):
             hidden[rng.choice(np.arange(first, last), int(TARGETS * (last - first)), replace=False)] = True
@@ -85,7 +88,7 @@ def split_of(choices: Choices, number: int, held_out: int) -> Split:
             for part in (~hidden, hidden)
         )
         folds.append((shown, found))
-    return Split(train[:, items].tocsr(), *folds)
+    return Split(train[:, items].tocsr(), *folds, users)
 
 
 def measured(scores: Tensor, fold: Fold) -> dict[str, list[float]]:
@@ -100,37 +103,43 @@ def chosen_by(scores: Tensor, fold: Fold) -> float:
     return float(np.mean(measured(scores, fold)["NDCG@100"]))
 
 
-def result(name: str, number: int, seed: int, choices: Choices, options: argparse.Namespace) -> dict[str, Any]:
+def result(name: str, number: int, options: argparse.Namespace) -> dict[str, Any]:
     """By way of predicting the measures of test users, and what was seen on the way; from a file where there is one."""
-    settings: dict[str, Any] = {"method": name, "split": number, "held_out": options.held_out}
+    settings: dict[str, Any] = {"method": name, "split": number, "users": options.users, "held_out": options.held_out}
     if name not in ("popularity", "EASE"):
         recipe = ("epochs", "batch", "hidden", "latent", *(("beta", "activation", "draws") if name in METHODS else ()))
-        settings |= {"seed": seed, **{each: getattr(options, each) for each in recipe}}
-    path = named_by(options.outputs / f"{name.replace(' ', '')}-split-{number}-seed-{seed}.json", settings)
-    return kept(path, settings, lambda: computed(settings, choices, options, path.with_suffix(".pt")))
+        settings |= {each: getattr(options, each) for each in recipe}
+    path = named_by(options.outputs / f"{name.replace(' ', '')}-split-{number}.json", settings)
+    return kept(path, settings, lambda: computed(settings, options, path.with_suffix(".pt")))
 
 
-def computed(settings: dict[str, Any], choices: Choices, options: argparse.Namespace, path: Path) -> dict[str, Any]:
+def computed(settings: dict[str, Any], options: argparse.Namespace, path: Path) -> dict[str, Any]:
+    choices = load_movielens()
+    choices = choices._replace(matrix=choices.matrix[: options.users])
     split = split_of(choices, settings["split"], options.held_out)
-    shown = dense(split.test[0])
-    if settings["method"] == "popularity":
-        counts = torch.from_numpy(np.asarray(split.train.sum(0))).float()
-        return {"mean": measured(counts.expand(shown.shape), split.test)}
-    if settings["method"] == "EASE":
-        weights = {penalty: torch.from_numpy(ease(split.train, penalty)).float() for penalty in PENALTIES}
-        seen = dense(split.validation[0])
-        best = max(PENALTIES, key=lambda penalty: chosen_by(seen @ weights[penalty], split.validation))
-        return {"mean": measured(shown @ weights[best], split.test), "penalty": best}
-    settle(settings["seed"])
-    make = denoised if settings["method"] == "DAE" else autoencoded
-    return make(settings, split, shown, options, path)
+    settle(settings["split"])
+    make = {"popularity": popular, "EASE": linear, "DAE": denoised}.get(settings["method"], autoencoded)
+    return {"users": split.users.tolist(), **make(settings, split, options, path)}
 
 
-def denoised(
-    settings: dict[str, Any], split: Split, shown: Tensor, options: argparse.Namespace, path: Path
-) -> dict[str, Any]:
+def popular(settings: dict[str, Any], split: Split, options: argparse.Namespace, path: Path) -> dict[str, Any]:
+    counts = torch.from_numpy(np.asarray(split.train.sum(0))).float()
+    validation, test = (measured(counts.expand(fold[0].shape), fold) for fold in (split.validation, split.test))
+    return {"mean": test, "validation": float(np.mean(validation["NDCG@100"]))}
+
+
+def linear(settings: dict[str, Any], split: Split, options: argparse.Namespace, path: Path) -> dict[str, Any]:
+    weights = {penalty: torch.from_numpy(ease(split.train, penalty)).float() for penalty in PENALTIES}
+    seen = dense(split.validation[0])
+    quality = {penalty: chosen_by(seen @ w, split.validation) for penalty, w in weights.items()}
+    best = max(PENALTIES, key=lambda penalty: quality[penalty])
+    found = measured(dense(split.test[0]) @ weights[best], split.test)
+    return {"mean": found, "validation": quality[best], "penalty": best}
+
+
+def denoised(settings: dict[str, Any], split: Split, options: argparse.Namespace, path: Path) -> dict[str, Any]:
     dae = MultDAE(split.train.shape[1], options.latent)
-    optim = torch.optim.Adam(dae.parameters(), lr=1e-3, weight_decay=DECAY)
+    optim = torch.optim.Adam(dae.parameters(), lr=STEP, weight_decay=DECAY)
 
     def step(x: Tensor, done: int) -> float:
         optim.zero_grad()
@@ -140,19 +149,19 @@ def denoised(
         return loss.item()
 
     history = trained(dae, optim, step, split, settings, path)
-    return {"mean": measured(dae.scores(shown), split.test), "history": history}
+    return {"mean": measured(dae.scores(dense(split.test[0])), split.test), "history": history}
 
 
-def autoencoded(
-    settings: dict[str, Any], split: Split, shown: Tensor, options: argparse.Namespace, path: Path
-) -> dict[str, Any]:
+def autoencoded(settings: dict[str, Any], split: Split, options: argparse.Namespace, path: Path) -> dict[str, Any]:
     users, items = split.train.shape
     method = METHODS[settings["method"]]
     activation = ACTIVATIONS[options.activation]
     vae = MultVAE(items, users, dropout_of(method, items), options.hidden, options.latent, activation)
     rising, beta = CLIMB * options.epochs * (users // options.batch), [0.0]
     loss = SemiImplicitDropout_ELBO(method.extra, annealing=lambda: beta[0])
-    optim = pyro.optim.Adam({"lr": 1e-3})
+    pyro.settings.set(module_local_params=False)  # so that parameters have names, which Pyro's optimisers ask for
+    pyro.clear_param_store()
+    optim = pyro.optim.Adam(lambda name: {"lr": RATES_STEP if name.endswith("logits") else STEP})
     svi = CompiledSVI(vae.model, vae.guide, optim, loss, backend=options.backend, progress=False)
 
     def step(x: Tensor, done: int) -> float:
@@ -161,6 +170,7 @@ def autoencoded(
 
     svi.evaluate_loss(dense(split.train, range(options.batch)))  # makes its parameters
     history = trained(vae, optim, step, split, settings, path)
+    shown = dense(split.test[0])
     found: dict[str, Any] = {"mean": measured(vae.scores(shown), split.test), "history": history}
     if method.rate:
         found["draws"] = measured(vae.scores(shown, options.draws), split.test)
@@ -194,7 +204,7 @@ def trained(
     in_epoch = users // settings["batch"]
     with tqdm(initial=len(history), total=settings["epochs"], desc=path.stem, disable=None) as bar:
         for epoch in range(len(history), settings["epochs"]):
-            generator = torch.Generator().manual_seed(settings["seed"] * 10**6 + epoch)
+            generator = torch.Generator().manual_seed(settings["split"] * 10**6 + epoch)
             order = torch.randperm(users, generator=generator)[: in_epoch * settings["batch"]].numpy()
             began, total = time.monotonic(), 0.0
             for i, rows in enumerate(order.reshape(in_epoch, -1)):
