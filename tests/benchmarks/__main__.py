@@ -41,6 +41,7 @@ from tests.benchmarks.measure import Row, in_own_process, interleaved
 from tests.benchmarks.networks import networks
 from tests.benchmarks.outputs import compiled_densenet, outputs
 from tests.benchmarks.predictions import functions, parts, predictions
+from tests.benchmarks.recommendation import recommendation
 from tests.benchmarks.set_up import independence
 
 
@@ -289,6 +290,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "networks": lambda options: networks(options.repeats),
     "lenet": lambda options: lenet(options.repeats),
     "digits": lambda options: digits(options.repeats),
+    "recommendation": lambda options: recommendation(options.repeats),
     "outputs": lambda options: outputs(options.repeats),
     "compiled": lambda options: compiled(options.repeats),
     "levers": lambda options: levers(options.repeats),
