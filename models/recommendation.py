@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyro_dropout.nn import AuxiliaryDropout
+from pyro_dropout import AuxiliaryDropout
 
 
 class MultVAE(nn.Module):

@@ -56,6 +56,15 @@ def test_compiled_steps_run(monkeypatch):
     assert names["many"].guides[2].rates().keys() == {"net.0.weight", "net.2.weight"}
 
 
+def test_dropout_in_an_encoder_runs(monkeypatch):
+    eager = functools.partial(pyro_dropout.CompiledSVI, backend="eager")
+    monkeypatch.setattr(pyro_dropout, "CompiledSVI", eager)
+    names = run(4)
+    losses = torch.tensor(names["losses"])
+    assert losses[-50:].mean() < losses[:50].mean() - 200
+    assert names["dropout"].mask().rate.std() > 0.01
+
+
 def test_conversion_runs(capsys):
     names = run(3)
     assert [p.p for p in names["plain"].modules() if type(p).__name__.startswith("Dropout")] == [0.1, 0.5]
@@ -63,7 +72,7 @@ def test_conversion_runs(capsys):
 
 
 def test_entropic_regression_runs():
-    names = run(4)
+    names = run(5)
     residuals = names["mean"] - names["y"][300:]
     assert residuals.std() < 0.8 * names["y"].std()
     assert (abs(residuals) < 2 * names["std"]).mean() > 0.9
@@ -77,4 +86,4 @@ def test_entropic_regression_runs():
 
 
 def test_entropic_logistic_regression_runs():
-    assert run(5)["mcmc"].get_samples()["w"][:, 0].mean() > 0.5
+    assert run(6)["mcmc"].get_samples()["w"][:, 0].mean() > 0.5

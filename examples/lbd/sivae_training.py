@@ -110,7 +110,10 @@ def result(name: str, number: int, options: argparse.Namespace) -> dict[str, Any
         recipe = ("epochs", "batch", "hidden", "latent", *(("beta", "activation", "draws") if name in METHODS else ()))
         settings |= {each: getattr(options, each) for each in recipe}
     path = named_by(options.outputs / f"{name.replace(' ', '')}-split-{number}.json", settings)
-    return kept(path, settings, lambda: computed(settings, options, path.with_suffix(".pt")))
+    state = path.with_suffix(".pt")
+    found = kept(path, settings, lambda: computed(settings, options, state))
+    state.unlink(missing_ok=True)
+    return found
 
 
 def computed(settings: dict[str, Any], options: argparse.Namespace, path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from pyro_dropout._sites import check_of_weights
 from pyro_dropout._values import holds
 from pyro_dropout.masks.distributions import Mask
 from pyro_dropout.weights.delta import MaskedDelta
@@ -56,6 +57,7 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def entropy(site: Any) -> Tensor:
+    check_of_weights(site)
     fn = site["fn"]
     if isinstance(fn, Mask):
         return fn.entropy()

@@ -17,8 +17,9 @@ class AuxiliaryDropout(nn.Module):
 
     .. math:: x \mapsto x \cdot z / (1 - \mathrm{rate}), \quad z_k \sim \mathrm{Bernoulli}(1 - \mathrm{rate}_k)
 
-    (LBD eq. 5), one mask for each row of the plates that it is called in. A guide with it is a mixture over masks, whose
-    bound is :class:`~pyro_dropout.SemiImplicitDropout_ELBO`. It draws in training and in evaluation;
+    (LBD eq. 5), one mask for each row of the plates that it is called in. A guide with it is a mixture over masks,
+    which :class:`~pyro_dropout.SemiImplicitDropout_ELBO` bounds; other losses of this package refuse it, and Pyro's
+    own count the density of the mask, for which the model has nothing. It draws in training and in evaluation;
     ``poutine.condition(guide, {"mask": dropout.mask().keep})`` leaves inputs as they are.
 
     :param units: of the last dimension of inputs.
@@ -100,7 +101,7 @@ class AuxiliaryDropout(nn.Module):
         if x.dim() == 0 or x.shape[-1] != self.units:
             raise ValueError(f"inputs must have {self.units} units, but found {said(x)}")
         mask = self.mask()
-        infer = {"is_auxiliary": True, **({"relevant": x != 0} if self.sparse else {})}
+        infer = {"is_auxiliary": True, "of_inputs": True, **({"relevant": x != 0} if self.sparse else {})}
         return x * pyro.sample(self.name, mask, infer=infer) / mask.keep
 
     def extra_repr(self) -> str:

@@ -1,10 +1,12 @@
 """Dropout in a guide's own network: what the site is, what rates it starts with, what is refused."""
 
 import pyro
+import pyro.distributions as dist
 import pyro.poutine as poutine
 import pytest
 import torch
 
+from pyro_dropout import RenyiDropout_ELBO, SemiImplicitDropout_ELBO, TraceDropout_ELBO
 from pyro_dropout.masks import BernoulliMask, ConcreteMask
 from pyro_dropout.nn import AuxiliaryDropout
 
@@ -69,3 +71,28 @@ def test_what_contradicts_itself_is_refused():
         AuxiliaryDropout(4, rate=0.0, learnable=True)
     with pytest.raises(ValueError, match="give per_unit=True too"):
         AuxiliaryDropout(4, rate=torch.full((4,), 0.5), learnable=True)
+
+
+@pytest.mark.parametrize("learnable", [False, True])
+@pytest.mark.parametrize(
+    "loss",
+    [TraceDropout_ELBO(), TraceDropout_ELBO(masks="draw"), RenyiDropout_ELBO(), RenyiDropout_ELBO(masks="draw")],
+    ids=lambda loss: f"{type(loss).__name__}-{loss.masks}",
+)
+def test_losses_of_weights_refuse_it(loss, learnable):
+    """They would count the entropy of a mask that the model has nothing for."""
+    dropout = AuxiliaryDropout(4, learnable=learnable)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            eta = pyro.sample("eta", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(eta.unsqueeze(-1), torch.ones(4)).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.module("dropout", dropout)
+        with pyro.plate("data", len(x)):
+            pyro.sample("eta", dist.Normal(dropout(x).sum(-1), 1.0))
+
+    with pytest.raises(ValueError, match=r"mask 'mask' is in a guide's own network.*SemiImplicitDropout_ELBO"):
+        loss.loss(model, guide, X)
+    assert SemiImplicitDropout_ELBO(0).loss(model, guide, X) > 0
