@@ -23,12 +23,15 @@ class Segmentation(PyroModule):
         W \sim \mathrm{Normal}(0, 1/l)
 
     A datum is an image, with all its pixels. Batch normalisation by the statistics of a batch mixes images: train with
-    ``TraceDropout_ELBO(masks="draw")``.
+    ``TraceDropout_ELBO(masks="draw")``. The sites ``probs``, ``[N, height, width, classes]``, and ``entropy``, that of
+    one draw, ``[N, height, width]``, have means over draws by ``DropoutPredictive.moments``, which keeps no draws.
 
     :param net: gives logits ``[N, classes, height, width]`` for images ``[N, channels, height, width]``.
     :param size: number of images N of the data set; mini-batches are scaled to it.
     :param lengthscale: prior lengthscale l, a number or a tensor; l² is the prior precision of a weight.
     :param ignored: label of pixels that have none.
+    :param autocast: type that the network computes in, ``torch.bfloat16`` say; all else, the KL and the softmax
+        included, stays as it is.
 
     Example::
 
@@ -42,15 +45,27 @@ class Segmentation(PyroModule):
         True
     """
 
-    def __init__(self, net: nn.Module, size: int, lengthscale: float | Tensor = 1.0, ignored: int = 255) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        size: int,
+        lengthscale: float | Tensor = 1.0,
+        ignored: int = 255,
+        autocast: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        self.size, self.ignored = size, ignored
+        self.size, self.ignored, self.autocast = size, ignored, autocast
         self.net = net if isinstance(net, BayesianModule) else BayesianModule(net, normal_prior(lengthscale))
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Any:
-        logits = self.net(x).movedim(-3, -1)
+        with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None):
+            logits = self.net(x)
+        logits = logits.float().movedim(-3, -1)
         labelled = True if y is None else y != self.ignored
         with pyro.plate("images", max(self.size, len(x)), subsample_size=len(x)):
+            log_probs = logits.log_softmax(-1)
+            pyro.deterministic("probs", log_probs.exp(), event_dim=3)
+            pyro.deterministic("entropy", -(log_probs.exp() * log_probs).sum(-1), event_dim=2)
             fn = dist.Categorical(logits=logits).mask(labelled).to_event(2)
             return pyro.sample("obs", fn, obs=None if y is None else y.where(y != self.ignored, 0))
 

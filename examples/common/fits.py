@@ -24,6 +24,7 @@ CHUNK = 100  # steps between messages
 SAVING = 60.0  # seconds between states of training in a file
 
 Data = tuple[Tensor, Tensor]  # images [N, ...] and labels [N]
+Take = Callable[[Tensor, int], Data]  # what steps see of rows [steps, batch], and the number of the first
 Look = Callable[[Any, Any, bool], dict[str, Any]]  # of model and guide, at the end or before: plain values to keep
 
 
@@ -31,7 +32,8 @@ class Recipe(NamedTuple):
     """How a network is trained.
 
     :param every: steps between looks at it.
-    :param optimiser: ``"adam"``, ``"sgd"`` without momentum, or ``"decayed"``: Adam, with a learning rate down to 0.
+    :param optimiser: ``"adam"``, ``"sgd"`` without momentum, ``"decayed"``: Adam, with a learning rate down to 0, or
+        ``"rmsprop"``, whose learning rate is multiplied by 0.995 after each epoch.
     """
 
     steps: int
@@ -49,9 +51,13 @@ class Recipe(NamedTuple):
             return pyro.optim.SGD({"lr": self.learning_rate / size})
         if self.optimiser == "adam":
             return pyro.optim.Adam(arguments)
-        chunks = math.ceil(self.steps / CHUNK)
-        adam = {"optimizer": torch.optim.Adam, "optim_args": arguments, "lr_lambda": lambda i: max(0.0, 1 - i / chunks)}
-        return pyro.optim.PyroLRScheduler(torch.optim.lr_scheduler.LambdaLR, adam)
+        chunks, in_epoch = math.ceil(self.steps / CHUNK), size // min(self.batch, size)
+        kind, rate = {
+            "decayed": (torch.optim.Adam, lambda i: max(0.0, 1 - i / chunks)),
+            "rmsprop": (torch.optim.RMSprop, lambda i: 0.995 ** (i * CHUNK // in_epoch)),
+        }[self.optimiser]
+        scheduled = {"optimizer": kind, "optim_args": arguments, "lr_lambda": rate}
+        return pyro.optim.PyroLRScheduler(torch.optim.lr_scheduler.LambdaLR, scheduled)
 
 
 class Fitted(NamedTuple):
@@ -77,6 +83,7 @@ def fitted(
     recipe: Recipe,
     look: Look = lambda model, guide, ended: {},
     about: dict[str, Any] | None = None,
+    take: Take | None = None,
 ) -> Fitted:
     """Trains model and guide, from the state in a file on where there is one of the same settings.
 
@@ -86,15 +93,17 @@ def fitted(
     :param make: model and guide at their start, the same for one seed.
     :param look: called after each ``recipe.every`` steps and after the last.
     :param about: what else decides the result, that of ``look`` included.
+    :param take: what is learned from of these rows, crops say; by default they themselves.
     """
     x, y = data
+    take = take or (lambda rows, first: (x[rows], y[rows]))
     number = recipe.steps
     settings = {**recipe._asdict(), "data": list(x.shape), **(about or {})}
     del settings["backend"]  # which decides how long it takes
     path = named_by(path, settings)
     pyro.set_rng_seed(recipe.seed)
     model, guide = make()
-    guide(x[: recipe.batch], y[: recipe.batch])  # makes its parameters
+    guide(*(part[0] for part in take(torch.arange(min(recipe.batch, len(x))).unsqueeze(0), 0)))  # makes its parameters
     optim, history, done, seconds = recipe.optim(len(x)), [], 0, 0.0
     if path.exists():
         state = load_checkpoint(path, guide=guide, optim=optim)
@@ -109,7 +118,7 @@ def fitted(
             last = min((done // CHUNK + 1) * CHUNK, (done // recipe.every + 1) * recipe.every, number)
             rows = batches(len(x), recipe.batch, recipe.seed, done, last)
             before = time.monotonic()
-            losses = svi.scan(x[rows], y[rows])
+            losses = svi.scan(*take(rows, done))
             seconds += time.monotonic() - before
             bar.update(last - done)
             if last // CHUNK > done // CHUNK and isinstance(optim, pyro.optim.PyroLRScheduler):
