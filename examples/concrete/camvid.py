@@ -1,0 +1,147 @@
+"""Segmentation with learned rates (CD section 4.4; table 1, the calibration plot, figures 7 and 8) on CamVid.
+
+FC-DenseNet with channels masked before the convolutions that have dropout in the published network: none, at the fixed
+rate 0.2 (predicted by the mean network, and by draws), and learned from 0.05, 0.2 and 0.5. By default a small one (23
+dropouts, 0.2 million weights) on images of half the published side, which cannot reach the published IoU: it is about
+the order of methods, calibration, and where rates end. ``--full`` is the published network and size.
+
+A datum is an image, so that the KL has the weight 1 / (N H W) beside a loss that is a mean over pixels; the prior
+precision is 1, close to the published 1e-8. RMSProp, with batch statistics in training and running ones at test.
+
+Training goes on from its last state. ``python -m examples.concrete.camvid --help``
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+
+from examples.common.pictures import panels, save
+from examples.common.results import whole
+from examples.common.segmentation import Dropout, options_of
+from examples.common.segmentation_results import (
+    Results,
+    ahead,
+    computed,
+    draw_calibration,
+    draw_maps,
+    scores_table,
+)
+from examples.common.verdicts import CONFIRMED, REFUTED, larger
+
+NONE, FIXED = Dropout(0.0), Dropout(0.2)
+STARTS = [Dropout(rate, "relaxed") for rate in (0.05, 0.2, 0.5)]
+CONCRETE = STARTS[1]
+WAYS = {
+    "none": (NONE, "mean"),
+    "0.2": (FIXED, "mean"),
+    "0.2, draws": (FIXED, "draws"),
+    "Concrete": (CONCRETE, "mean"),
+    "Concrete, draws": (CONCRETE, "draws"),
+    "Concrete from 0.05, draws": (STARTS[0], "draws"),
+    "Concrete from 0.5, draws": (STARTS[2], "draws"),
+}
+PUBLISHED = {"none": "65.8", "0.2": "67.1", "0.2, draws": "67.2", "Concrete": "67.2", "Concrete, draws": "67.4"}
+MEASURES = ("IoU", "accuracy", "calibration RMSE", "ECE", "log-likelihood")
+ALIKE, NEAR_ZERO = 0.03, 0.05  # of rates
+
+
+def main(arguments: list[str] | None = None) -> Results:
+    options = options_of("concrete.camvid", __doc__, arguments, "outputs/camvid")
+    results = computed([NONE, FIXED, *STARTS], options)
+    text = tables(results, options)
+    print(f"\n{text}\n")
+    with whole(options.outputs / "concrete_camvid.md") as file:
+        file.write_text(text + "\n")
+    paths = [options.outputs / "concrete_camvid.md", draw(results, options)]
+    for path in [*paths, draw_maps(CONCRETE, options, options.outputs / "concrete_camvid_maps.png")]:
+        print(f"written to {path}")
+    return results
+
+
+def tables(results: Results, options: argparse.Namespace) -> str:
+    title = f"{options.size}, {options.epochs} epochs, {options.seeds} seeds: test images, in % (log-likelihood: nats)"
+    parts = [f"{title}; published: IoU", scores_table(results, WAYS, MEASURES, PUBLISHED), rates_table(results)]
+    return "\n\n".join([*parts, "Claims\n\n" + "\n".join(f"* {claim}" for claim in claims(results))])
+
+
+def layers(results: Results) -> dict[str, str]:
+    """Masks by what figure 8 calls them; in the order of the network."""
+    order = list(results[CONCRETE][0][-1]["rates"])
+    down, middle, up = ([m for m in order if m.startswith(f"net.{part}.")] for part in ("down", "middle", "up"))
+    return {
+        "first": down[0],
+        "second": down[1],
+        "middle": middle[len(middle) // 2],
+        "last but one": up[-2],
+        "last": up[-1],
+    }
+
+
+def rates_table(results: Results) -> str:
+    named = layers(results)
+    lines = ["Rates at the end, of the first seed, and how far they have moved over the last fifth of training", ""]
+    lines += [f"| start | {' | '.join(named)} | moved at most |", "| --- " * (2 + len(named)) + "|"]
+    for dropout in STARTS:
+        history = results[dropout][0]
+        ends = history[-1]["rates"]
+        before = history[-1 - max(1, len(history) // 5)]["rates"] if len(history) > 1 else ends
+        moved = max(abs(ends[mask] - before[mask]) for mask in ends)
+        cells = " | ".join(f"{ends[mask]:.3f}" for mask in named.values())
+        lines.append(f"| {dropout.rate:g} | {cells} | {moved:.3f} |")
+    return "\n".join(lines)
+
+
+def claims(results: Results) -> list[str]:
+    rows, learned, fixed = WAYS, WAYS["Concrete, draws"], WAYS["0.2, draws"]
+    found = [
+        f"1. {measure}: Concrete above 0.2 {ahead(results, learned, fixed, measure)}, 0.2 above none "
+        f"{ahead(results, fixed, rows['none'], measure)}"
+        for measure in ("IoU", "accuracy")
+    ]
+    found += [
+        f"2. draws before the mean network, IoU, {name}: {ahead(results, rows[f'{name}, draws'], rows[name], 'IoU')}"
+        for name in ("0.2", "Concrete")
+    ]
+    for measure in ("calibration RMSE", "ECE"):
+        found.append(
+            f"3. {measure} larger without learned rates: 0.2, draws "
+            f"{ahead(results, fixed, learned, measure)}, none {ahead(results, rows['none'], learned, measure)}"
+        )
+    ends = np.array([[list(history[-1]["rates"].values()) for history in results[d]] for d in STARTS])
+    apart = np.ptp(ends.mean(1), axis=0)
+    verdict = CONFIRMED if apart.max() < ALIKE else REFUTED
+    found.append(f"4. rates end alike from all starts, within {ALIKE}: {verdict} (at most {apart.max():.3f})")
+    named = layers(results)
+    of = {name: np.array([h[-1]["rates"][mask] for h in results[CONCRETE]]) for name, mask in named.items()}
+    found.append(
+        f"5. near zero (below {NEAR_ZERO}) in the first layer: {larger(NEAR_ZERO - of['first'])}, in the middle: "
+        f"{larger(NEAR_ZERO - of['middle'])}; larger in the last layer than in the middle: "
+        f"{larger(of['last'] - of['middle'])}, in the second than in the first: {larger(of['second'] - of['first'])}"
+    )
+    seconds = {d: np.mean([h[-1]["seconds"] / h[-1]["step"] for h in results[d]]) for d in (FIXED, CONCRETE)}
+    found.append(f"6. time of a step, Concrete to fixed rates: {seconds[CONCRETE] / seconds[FIXED]:.2f}")
+    return found
+
+
+def draw(results: Results, options: argparse.Namespace) -> object:
+    figure, axes = panels(1, 3, 14, 4)
+    for dropout, histories in results.items():
+        course = np.mean([[100 * seen["IoU"] for seen in history] for history in histories], 0)
+        axes[0, 0].plot(range(1, len(course) + 1), course, label=dropout.name)
+    axes[0, 0].set(xlabel="epochs", ylabel="IoU of validation images, %")
+    axes[0, 0].legend(fontsize=7)
+    draw_calibration(axes[0, 1], results, {name: WAYS[name] for name in ("none", "0.2, draws", "Concrete, draws")})
+    for dropout, style in zip(STARTS, (":", "-", "--"), strict=True):
+        for number, (name, mask) in enumerate(layers(results).items()):
+            course = [seen["rates"][mask] for seen in results[dropout][0]]
+            label = name if dropout == CONCRETE else None
+            axes[0, 2].plot(range(1, len(course) + 1), course, style, color=f"C{number}", label=label)
+    axes[0, 2].set(xlabel="epochs", ylabel="rate")
+    axes[0, 2].legend(fontsize=7)
+    return save(figure, options.outputs / "concrete_camvid.png")
+
+
+if __name__ == "__main__":
+    main()
