@@ -40,7 +40,7 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="(default all)")
     parser.add_argument("--epochs", type=count, default=100, help="of 50,000 images (default 100)")
     parser.add_argument(
-        "--repeats", type=count, default=3, help="of sizes, widths to 512, decay and cnn; others once (default 3)"
+        "--repeats", type=count, default=3, help="of sizes, widths to 512 and decay; others once (default 3)"
     )
     parser.add_argument("--draws", type=count, default=50, help="of a prediction (default 50, published 200)")
     parser.add_argument("--test-images", type=count, default=10_000, help="(default all)")

@@ -75,7 +75,7 @@ def runs_of(arm: str, repeats: int) -> list[Run]:
         "fixed": [base, *(base._replace(fixed=rates) for rates in FIXED)],
         "start": [base, *(base._replace(start=rate) for rate in STARTS)],
         "decay": [base._replace(seed=s, decayed=decayed) for s in seeds for decayed in (False, True)],
-        "cnn": [Run(cnn=True, lengthscale=0.1, seed=s) for s in seeds],
+        "cnn": [Run(cnn=True, lengthscale=0.1)],
     }[arm]
     # All images are as many epochs as steps.
     return list(dict.fromkeys(run._replace(equal="epochs") if run.size == ALL else run for run in of_arm))
