@@ -28,7 +28,7 @@ from pyro_dropout.training._steps.arguments import (
     number_of,
     one_for_each,
 )
-from pyro_dropout.training._steps.messages import shapes_of
+from pyro_dropout.training._steps.messages import NOTHING_TO_LEARN, shapes_of
 from pyro_dropout.training._steps.program import eager_gradients
 from pyro_dropout.training._steps.randomness import random_keys
 from pyro_dropout.training._steps.shared import Replicates, SharedStep, arguments_of
@@ -271,6 +271,8 @@ class ReplicatedSVI:
                     elbo.set_up(model, guide, *own_args, **own_kwargs)
                     key = random_keys(1, device)[0]
                     loss, names = eager_gradients(model, guide, elbo, key, own_args, own_kwargs)
+                if not names:
+                    raise ValueError(f"ReplicatedSVI cannot run: {NOTHING_TO_LEARN}")
             except Exception as error:
                 for tensors in parameters:
                     zero_grads(tensors)

@@ -25,6 +25,7 @@ from pyro_dropout import (
     BayesianModule,
     CompiledSVI,
     RenyiDropout_ELBO,
+    ReplicatedSVI,
     TraceDropout_ELBO,
 )
 from pyro_dropout.training._steps.program import Program
@@ -577,3 +578,27 @@ def test_a_compiled_step_trains():
     losses = svi.scan(x, y)
     assert losses[-50:].mean() < losses[:50].mean()
     assert programs(svi)[0].update is not None
+
+
+def test_nothing_to_learn_is_said():
+    """As where a guide's network is an attribute of a PyroModule that is not called: Pyro registers no parameter."""
+    encoder = torch.nn.Linear(3, 1)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            eta = pyro.sample("eta", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(eta, 1.0), obs=x[:, 0])
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("eta", dist.Normal(encoder(x)[:, 0], 1.0))
+
+    x, loss = torch.ones(4, 3), TraceDropout_ELBO(masks="draw")
+    svi = CompiledSVI(model, guide, pyro.optim.Adam({}), loss, backend="eager", progress=False)
+    svi.step(x)
+    with pytest.warns(UserWarning, match="nothing to learn, as neither the model nor the guide registers a parameter"):
+        svi.step(x)
+    with pyro.settings.context(module_local_params=True):
+        many = ReplicatedSVI(lambda: (model, guide), [{}] * 2, pyro.optim.Adam({}), loss, backend="eager")
+        with pytest.raises(ValueError, match="ReplicatedSVI cannot run: there is nothing to learn"):
+            many.step(x.expand(2, *x.shape))

@@ -15,3 +15,9 @@ def shapes_of(args: Any, kwargs: Any) -> str:
 
 def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+
+
+NOTHING_TO_LEARN = (
+    "there is nothing to learn, as neither the model nor the guide registers a parameter (pyro.module, pyro.param, or "
+    "a PyroModule that is called)"
+)
