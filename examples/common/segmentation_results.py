@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from joblib import Parallel, delayed
+from matplotlib import colormaps
 
 from examples.common.data.camvid import UNLABELLED
 from examples.common.pictures import panels, save
@@ -48,9 +49,14 @@ def scores_table(
     """:param ways: by name of a row the network, and how it predicts."""
     lines = [f"| method | published | {' | '.join(measures)} |", "| --- " * (2 + len(measures)) + "|"]
     for name, (dropout, way) in ways.items():
-        cells = ["{:.2f} ± {:.2f}".format(*mean_and_error(values(results, dropout, way, m))) for m in measures]
+        cells = [_said(values(results, dropout, way, m)) for m in measures]
         lines.append(f"| {name} | {published.get(name, '')} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _said(of_seeds: np.ndarray) -> str:
+    mean, error = mean_and_error(of_seeds)
+    return f"{mean:.2f} ± {error:.2f}" if len(of_seeds) > 1 else f"{mean:.2f}"
 
 
 def ahead(results: Results, one: tuple[Dropout, str], other: tuple[Dropout, str], measure: str) -> str:
@@ -75,12 +81,18 @@ def draw_maps(dropout: Dropout, options: argparse.Namespace, path: Path, number:
         prediction, known = predict(x[row]), y[row] != UNLABELLED
         labels = prediction.probs.argmax(-1)
         errors = torch.where(known, (labels != y[row]).float(), torch.nan)
-        line[0].imshow(x[row])
+        line[0].imshow(x[row].numpy())
         for ax, shown in zip(line[1:3], (torch.where(known, y[row].float(), torch.nan), labels), strict=True):
-            ax.imshow(shown, cmap="tab20", vmin=0, vmax=UNLABELLED - 1, interpolation="nearest")
-        line[3].imshow(errors, cmap="Reds", vmin=0, vmax=1, interpolation="nearest")
+            ax.imshow(shown.numpy(), cmap="tab20", vmin=0, vmax=UNLABELLED - 1, interpolation="nearest")
+        line[3].imshow(
+            errors.numpy(),
+            cmap=colormaps["Reds"].with_extremes(bad="lightgrey"),
+            vmin=0,
+            vmax=1,
+            interpolation="nearest",
+        )
         for ax, shown in zip(line[4:], (prediction.aleatoric, prediction.epistemic), strict=True):
-            figure.colorbar(ax.imshow(shown, cmap="viridis"), ax=ax, fraction=0.04)
+            figure.colorbar(ax.imshow(shown.numpy(), cmap="viridis"), ax=ax, fraction=0.04)
         for ax in line:
             ax.set_axis_off()
     return save(figure, path)

@@ -31,19 +31,20 @@ SHA256 = {
 }
 
 
-def load_camvid(part: str) -> Images:
+def load_camvid(part: str, number: int | None = None) -> Images:
     """Frames of 360 × 480 pixels in eleven classes and one that is none (Brostow et al. 2009): ``x [n, 360, 480, 3]``.
 
     Labels ``y [n, 360, 480]`` are exact. Images are kept with a loss, of 42 dB in the mean, so that their checksum is
     that of names and sizes. For research, not for commercial use.
 
     :param part: train (367 images), val (101) or test (233).
+    :param number: of its images, the first ones; by default all.
     """
     if part not in PARTS:
         raise ValueError(f"part must be {', '.join(PARTS)}, but found {part!r}")
     labels = load(LABELS, [SOURCE], SHA256["labels"], _keep_labels, _read_labels)
-    read, keep = partial(_read_images, part=part), partial(_keep_images, part=part)
-    return Images(load(IMAGES.format(part), [SOURCE], SHA256[part], keep, read), labels[part])
+    read, keep = partial(_read_images, number=number), partial(_keep_images, part=part)
+    return Images(load(IMAGES.format(part), [SOURCE], SHA256[part], keep, read), labels[part][:number])
 
 
 def half_size(images: Images) -> Images:
@@ -63,12 +64,13 @@ def _read_labels(file: Path, verify: Verify) -> dict[str, np.ndarray]:
     return labels
 
 
-def _read_images(file: Path, verify: Verify, part: str) -> np.ndarray:
+def _read_images(file: Path, verify: Verify, number: int | None) -> np.ndarray:
     with zipfile.ZipFile(file) as pictures:
         names = pictures.namelist()
-        images = [np.asarray(Image.open(io.BytesIO(pictures.read(name)))) for name in names]
-    verify("\n".join(f"{name} {image.shape}" for name, image in zip(names, images, strict=True)).encode())
-    return np.stack(images)
+        images = [Image.open(io.BytesIO(pictures.read(name))) for name in names]  # not decoded yet
+        shapes = [(image.height, image.width, len(image.getbands())) for image in images]
+        verify("\n".join(f"{name} {shape}" for name, shape in zip(names, shapes, strict=True)).encode())
+        return np.stack([np.asarray(image) for image in images[:number]])
 
 
 # From the original: PNG images, in folders that lists name
