@@ -42,6 +42,7 @@ from tests.benchmarks.networks import networks
 from tests.benchmarks.outputs import compiled_densenet, outputs
 from tests.benchmarks.predictions import functions, parts, predictions
 from tests.benchmarks.recommendation import recommendation
+from tests.benchmarks.segmentation import segmentation
 from tests.benchmarks.set_up import independence
 
 
@@ -291,6 +292,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "lenet": lambda options: lenet(options.repeats),
     "digits": lambda options: digits(options.repeats),
     "recommendation": lambda options: recommendation(options.repeats),
+    "segmentation": lambda options: segmentation(options.repeats),
     "outputs": lambda options: outputs(options.repeats),
     "compiled": lambda options: compiled(options.repeats),
     "levers": lambda options: levers(options.repeats),

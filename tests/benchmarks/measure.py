@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import trange
 
-from tests.benchmarks import documents, peers
+from tests.benchmarks import documents, peers, segmentation_peers
 
 
 class Row(NamedTuple):
@@ -84,7 +84,7 @@ def _spread(ratios: Sequence[float]) -> str:
 
 
 def _run_once(name: str, arguments: dict, sender: object) -> None:
-    run = getattr(peers, name, None) or getattr(documents, name)
+    run = next(getattr(each, name) for each in (peers, documents, segmentation_peers) if hasattr(each, name))
     run = run(torch.randn(100, peers.FEATURES), **arguments)
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
