@@ -30,7 +30,7 @@ from examples.common.fits import mean_inputs, scores, softmax_inputs
 from examples.common.results import whole
 from examples.concrete.rates_mnist_runs import Run, parts, trained
 from pyro_dropout.calibration import conformal_threshold, fit_temperature
-from pyro_dropout.metrics import mutual_information, predictive_entropy, risk_coverage
+from pyro_dropout.metrics import least_confidence, mutual_information, predictive_entropy, risk_coverage
 
 NETWORKS = {"no dropout": Run(fixed=(0.0, 0.0)), "fixed rates": Run(fixed=(0.2, 0.5)), "learned rates": Run()}
 BINS, COVERAGES, REFERRED = 15, (0.9, 0.99, 0.999), (0.0, 0.01, 0.02, 0.05)
@@ -95,9 +95,9 @@ def predicted(run: Run, data: Data, options: argparse.Namespace) -> dict[str, In
 
 
 def measures(inputs: Tensor) -> dict[str, Tensor]:
-    """What is large where a label is uncertain."""
-    probs = inputs.softmax(-1)
-    found = {"entropy": predictive_entropy(probs), "1 - largest": 1 - probs.mean(0).amax(-1)}
+    """What is large where a label is uncertain, with enough digits to order those that are certain."""
+    probs = inputs.double().softmax(-1)
+    found = {"entropy": predictive_entropy(probs), "1 - largest": least_confidence(probs)}
     return {**found, "mutual information": mutual_information(probs)} if len(inputs) > 1 else found
 
 

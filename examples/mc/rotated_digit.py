@@ -29,6 +29,7 @@ from models.classification import caffe_lenet
 from pyro_dropout import DropoutPredictive, from_torch
 from pyro_dropout.metrics import (
     expected_entropy,
+    least_confidence,
     mutual_information,
     predictive_entropy,
     predictive_log_likelihood,
@@ -231,7 +232,7 @@ def test_scores(predict: DropoutPredictive, net: nn.Module, x: Tensor, y: Tensor
         "predictive entropy": predictive_entropy(outputs).numpy(),
         "mutual information": mutual_information(outputs).numpy(),
         "expected entropy": expected_entropy(outputs).numpy(),
-        "1 - largest mean": (1 - mean.amax(-1)).numpy(),
+        "1 - largest mean": least_confidence(outputs).numpy(),
     }
 
 

@@ -10,6 +10,7 @@ probabilities, Jaccard index, Brier score, areas under curves of classifiers, LO
 
 from pyro_dropout.metrics.classification import (
     expected_entropy,
+    least_confidence,
     mutual_information,
     pavpu,
     predictive_entropy,
@@ -34,6 +35,7 @@ __all__ = [
     "expected_entropy",
     "interval_coverage",
     "interval_score",
+    "least_confidence",
     "mutual_information",
     "pavpu",
     "predictive_entropy",

@@ -69,6 +69,26 @@ def mutual_information(probs: Any) -> Any:
     return label((_entropy(p.mean(0)) - _entropy(p).mean(0)).clamp_min(0))  # below 0 by rounding alone
 
 
+def least_confidence(probs: Any) -> Any:
+    r"""Probability that the predicted label is wrong, by the predictive distribution (Hendrycks & Gimpel 2017):
+
+    .. math:: 1 - \max_c \bar p_c = \sum_{c \text{ not the largest}} \bar p_c
+
+    The sum is taken, as the difference rounds to 0 where a network is sure, and has no order there.
+
+    :param probs: class probabilities, ``[draws, ..., classes]``, or a labelled array with the classes last.
+    :returns: ``[...]``, labelled as ``probs`` is.
+    :raises ValueError: entries that are no probabilities, or do not sum to one over the last dimension.
+
+    Example::
+
+        >>> least_confidence(torch.tensor([[[30.0, 0.0], [40.0, 0.0]]]).softmax(-1))
+        tensor([9.3576e-14, 4.2484e-18])
+    """
+    p, label = class_probabilities(probs)
+    return label(p.mean(0).sort(-1).values[..., :-1].sum(-1))
+
+
 def variation_ratio(labels: Any) -> Any:
     r"""Share of sampled labels that are not the most frequent one (MC section 5.2).
 

@@ -181,7 +181,7 @@ METRICS = [
                 *([["a"]], PROBS[..., :0], PROBS.to("meta")),
             ][: None if name == "predictive_entropy" else 6],
         )
-        for name in ("predictive_entropy", "expected_entropy", "mutual_information")
+        for name in ("predictive_entropy", "expected_entropy", "mutual_information", "least_confidence")
     ),
     call(
         "variation_ratio",

@@ -11,6 +11,7 @@ from sklearn.metrics import mutual_info_score
 
 from pyro_dropout.metrics import (
     expected_entropy,
+    least_confidence,
     mutual_information,
     pavpu,
     predictive_entropy,
@@ -169,3 +170,12 @@ def test_labelled_probabilities():
 def test_wrong_arguments(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_least_confidence_keeps_its_order_where_networks_are_sure():
+    """In single precision 1 - p is 0 for all of these; by exact fractions for others."""
+    inputs = torch.tensor([[[20.0, 0.0, 0.0], [25.0, 0.0, 0.0], [60.0, 0.0, 0.0]]])
+    expected = [2 / (math.exp(x) + 2) for x in (20, 25, 60)]
+    assert least_confidence(inputs.softmax(-1)).tolist() == pytest.approx(expected, rel=1e-5)
+    draws = torch.tensor([[[0.5, 0.25, 0.25]], [[0.0, 0.75, 0.25]]])  # means 1/4, 1/2, 1/4
+    assert least_confidence(draws).tolist() == [0.5]

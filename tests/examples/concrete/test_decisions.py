@@ -1,6 +1,7 @@
 """Decisions, cut down; what tables say of softmax inputs that are known."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -89,3 +90,13 @@ def test_what_is_fitted_is_fitted_on_its_own_part():
     }
     all_right = {"a": {"temperature": inputs, "sets": inputs[:, :999], "test": inputs}}
     assert "| a | 90.00" in sets_table(all_right, some)  # by its own part every set has one label; by test images ten
+
+
+def test_certain_images_have_an_order():
+    """In single precision 1 - p is 0 for all of these, which would be taken for equally uncertain."""
+    inputs = torch.tensor([[[20.0, 0.0, 0.0], [25.0, 0.0, 0.0], [50.0, 0.0, 0.0], [5.0, 0.0, 0.0]]])
+    found = measures(inputs)
+    for name, values in found.items():
+        assert values.argsort(descending=True).tolist() == [3, 0, 1, 2], name
+        assert (values > 0).all(), name
+    assert found["1 - largest"][2].item() == pytest.approx(2 * math.exp(-50))
