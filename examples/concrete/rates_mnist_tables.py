@@ -114,7 +114,10 @@ def draw(found: Found, path: Path) -> Path:
             )
             if len(known) > 1:
                 axis.set_xscale("log")
-    over.legend()
+    for axis, ticks in ((by_size, SIZES), (by_width, WIDTHS)):
+        axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks], rotation=30)
+        axis.minorticks_off()
+    by_lengthscale.legend([line for line in over.lines if not line.get_label().startswith("_")], LAYERS)
     over.set(xlabel="steps", ylabel="rate of dropping a unit", ylim=(0, None), title=f"{ALL:,} images, width 512")
     by_size.set(xlabel="training images", title="equal epochs, dashed: equal steps")
     by_width.set(xlabel="units of hidden layers")
