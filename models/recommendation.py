@@ -23,7 +23,8 @@ class MultVAE(nn.Module):
         \quad q(\eta \mid x) = \mathbb{E}_z \mathrm{Normal}(\mu(x, z), \mathrm{diag}\, \Sigma(x, z))
 
     (LBD eq. 5; without the multinomial coefficient, as there). The mask z is on the user's items, divided by their
-    norm. Both networks have one hidden layer.
+    norm. Both networks have one hidden layer. Their parameters are ``encoder``, ``decoder`` and ``dropout`` in Pyro's
+    store: before a second model of these names ``pyro.clear_param_store()``.
 
     :param items: number of items.
     :param users: number of users of the data set; mini-batches are scaled to it.

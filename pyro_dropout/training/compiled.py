@@ -22,7 +22,7 @@ from pyro_dropout._failures import listed, said_of_arguments
 from pyro_dropout.losses.elbo import TraceDropout_ELBO
 from pyro_dropout.losses.nonfinite import find_nonfinite, not_finite
 from pyro_dropout.training._steps.arguments import check_loss_and_backend, check_optimisers
-from pyro_dropout.training._steps.messages import NOTHING_TO_LEARN, first_line, shapes_of
+from pyro_dropout.training._steps.messages import NOT_LEARNED, NOTHING_TO_LEARN, first_line, shapes_of
 from pyro_dropout.training._steps.program import Program, eager_gradients, step_program
 from pyro_dropout.training._steps.randomness import drawn_by, random_keys
 from pyro_dropout.training._steps.state import called_modules, modules_of, parameters_of, tensors_of
@@ -271,6 +271,9 @@ class CompiledSVI(SVI):
                 return _Outcome.FAILED
             if kind == "step":
                 program = step_program(*functions, parameters=parameters, optim=self.optim, modules=modules)
+                if not program.learns:
+                    self._warn(NOT_LEARNED)
+                    return _Outcome.FAILED
             else:
                 program = Program(*functions, parameters=parameters, gradients=kind != "loss", modules=modules)
         except Exception as error:

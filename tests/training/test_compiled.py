@@ -602,3 +602,32 @@ def test_nothing_to_learn_is_said():
         many = ReplicatedSVI(lambda: (model, guide), [{}] * 2, pyro.optim.Adam({}), loss, backend="eager")
         with pytest.raises(ValueError, match="ReplicatedSVI cannot run: there is nothing to learn"):
             many.step(x.expand(2, *x.shape))
+
+
+def test_parameters_of_another_module_of_the_same_name_are_noticed():
+    """Pyro's store has those of a first model; a second of the same names learns nothing, in stock Pyro silently."""
+
+    def model(x, layer):
+        pyro.module("layer", layer)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(layer(x)[:, 0], 1.0), obs=x[:, 0])
+
+    x = torch.ones(4, 3)
+    for number in range(2):
+        layer = torch.nn.Linear(3, 1)
+        before = layer.weight.clone()
+        svi = CompiledSVI(
+            partial(model, layer=layer),
+            lambda x: None,
+            pyro.optim.Adam({"lr": 0.1}),
+            TraceDropout_ELBO(masks="draw"),
+            backend="eager",
+            progress=False,
+        )
+        svi.step(x)
+        if number:
+            with pytest.warns(UserWarning, match=r"no parameter has a gradient.*pyro\.clear_param_store"):
+                svi.step(x)
+        else:
+            svi.step(x)
+        assert torch.equal(layer.weight, before) == bool(number)

@@ -21,3 +21,7 @@ NOTHING_TO_LEARN = (
     "there is nothing to learn, as neither the model nor the guide registers a parameter (pyro.module, pyro.param, or "
     "a PyroModule that is called)"
 )
+NOT_LEARNED = (
+    "no parameter has a gradient, so that nothing is learned: are they of another module of the same name, in Pyro's "
+    "parameter store (pyro.clear_param_store())?"
+)

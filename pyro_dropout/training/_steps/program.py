@@ -138,6 +138,11 @@ class Program:
             self._alive.copy_(finite)
         return [result]
 
+    @property
+    def learns(self) -> bool:
+        """Whether the loss depends on any parameter."""
+        return bool(self._with_gradient)
+
     def _differentiated(self, key: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor, Sequence[Tensor | None]]:
         """What a call returns, whether all is finite, and the gradient of each parameter, None of those without one."""
         args, kwargs = self._arguments(inputs)
