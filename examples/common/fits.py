@@ -108,6 +108,9 @@ def fitted(
     if path.exists():
         state = load_checkpoint(path, guide=guide, optim=optim)
         history, done, seconds = state["history"], state["done"], state["seconds"]
+        for name, buffer in model.named_buffers():  # running statistics, which no guide has
+            if name in state.get("buffers", {}):
+                buffer.copy_(state["buffers"][name])
     if done == number:
         return Fitted(model, guide, history)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +138,7 @@ def fitted(
                 history.append(seen)
                 bar.set_postfix({name: v for name, v in seen.items() if isinstance(v, float) and name != "seconds"})
             if looks or time.monotonic() - saved > SAVING:
-                parts = {"guide": guide, "optim": optim, "settings": settings}
+                parts = {"guide": guide, "optim": optim, "settings": settings, "buffers": dict(model.named_buffers())}
                 save_checkpoint(path, **parts, history=history, done=done, seconds=seconds)
                 saved = time.monotonic()
     return Fitted(model, guide, history)

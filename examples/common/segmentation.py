@@ -74,7 +74,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--full",
         action="store_true",
-        help="FC-DenseNet103, whole images, crops of 224, batches of 3, 750 epochs, bfloat16: for a GPU",
+        help="the published size: FC-DenseNet103, whole images, crops of 224, batches of 3, 750 epochs; in bfloat16",
     )
 
 

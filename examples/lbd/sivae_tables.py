@@ -122,7 +122,8 @@ def claims(results: Results) -> list[str]:
     pairs = [(ours, other, f"1. LBDrop before {other}") for other in others]
     pairs += [
         (BASE, "VAE", "2. dropout of the input helps a VAE"),
-        (BASE, "SIVAE + CDrop" + DRAWN, "3. a fixed rate of one half before Concrete masks"),
+        (BASE, "SIVAE + CDrop", "3. a fixed rate of one half before Concrete masks, by the mean"),
+        (BASE + DRAWN, "SIVAE + CDrop" + DRAWN, "3. a fixed rate of one half before Concrete masks, by draws"),
         ("SIVAE + Drop" + DRAWN, BASE + DRAWN, "the bound of the mixture helps at a fixed rate"),
         (ours, "SIVAE + LBDrop, V = 0" + DRAWN, "the bound of the mixture helps learned rates"),
         (BASE + DRAWN, BASE, "draws before the mean at test"),

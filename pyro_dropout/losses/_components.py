@@ -19,7 +19,8 @@ from pyro_dropout.weights.delta import MaskedDelta
 def is_component(site: Any) -> bool:
     """Whether a site of the guide is a mask (or another auxiliary) that the guide is mixed over."""
     infer = site["infer"] or {}
-    return bool(infer.get("is_auxiliary")) and not infer.get("of_weights")
+    of_autoguide = site["name"].startswith("_") and site["name"].endswith("_latent")  # as AutoMultivariateNormal's
+    return bool(infer.get("is_auxiliary")) and not infer.get("of_weights") and not of_autoguide
 
 
 class Components(Messenger):

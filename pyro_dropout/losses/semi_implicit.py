@@ -135,6 +135,12 @@ class SemiImplicitDropout_ELBO(TraceDropout_ELBO):
         """Log-density under the mixture, less that of the prior, of latents that depend on masks."""
         if not pairs:
             return
+        for site, _ in pairs:
+            if not site["fn"].has_rsample:
+                raise NotImplementedError(
+                    f"latent {site['name']!r} depends on masks and is {type(site['fn'].components).__name__}, which is "
+                    "not reparametrised, so that its gradient would be ignored: use a reparametrised distribution"
+                )
         if self.extra_masks == 0:
             closed = [_closed_form(*pair) for pair in pairs]
             if all(term is not None for term in closed):

@@ -8,8 +8,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal
 
-from pyro_dropout import AutoBernoulliDropout, BayesianModule, CompiledSVI
+from pyro_dropout import AutoBernoulliDropout, BayesianModule, CompiledSVI, TraceDropout_ELBO
 from pyro_dropout.losses import SemiImplicitDropout_ELBO
 from pyro_dropout.masks import BernoulliMask, ConcreteMask
 from pyro_dropout.nn import AuxiliaryDropout
@@ -366,6 +367,46 @@ def test_compiled_steps_are_eager_ones():
         errors = [losses[part].std() / 200**0.5 for losses in found.values()]
         assert abs(means[0] - means[1]) < 4 * (errors[0] ** 2 + errors[1] ** 2) ** 0.5
     assert found["CompiledSVI"][400:].mean() < found["CompiledSVI"][100:300].mean() - 0.5
+
+
+@pytest.mark.parametrize("extra", [0, 2])
+def test_a_latent_that_is_not_reparametrised_is_refused(extra):
+    """Its value would be right, its gradient 0."""
+    of = Autoencoder()
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            eta = pyro.sample("eta", dist.Bernoulli(torch.full((), 0.3, dtype=F64)))
+            pyro.sample("x", dist.Bernoulli(logits=eta.unsqueeze(-1) * of.parameters["decoder"]).to_event(1), obs=x)
+
+    def guide(x):
+        mask = BernoulliMask(0.5, units=ITEMS)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("mask", mask, infer={"is_auxiliary": True})
+            pyro.sample("eta", dist.Bernoulli(logits=(x * z) @ of.parameters["weight"]))
+
+    with pytest.raises(NotImplementedError, match="latent 'eta' depends on masks and is Bernoulli, which is not"):
+        SemiImplicitDropout_ELBO(extra).loss_and_grads(model, guide, X)
+
+
+@pytest.mark.parametrize("auto", [AutoDiagonalNormal, AutoMultivariateNormal])
+def test_the_latent_of_an_autoguide_is_no_mask(auto):
+    """Without a mask the value is that of the ELBO."""
+
+    def model(x):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        b = pyro.sample("b", dist.Normal(a, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(a + b, 1.0), obs=x)
+
+    guide, x = auto(model, init_scale=0.5), torch.tensor([0.5, 1.0])
+    values = {}
+    for loss in (TraceDropout_ELBO(masks="draw"), SemiImplicitDropout_ELBO(0), SemiImplicitDropout_ELBO(2)):
+        pyro.set_rng_seed(0)
+        values[loss] = torch.tensor([loss.loss(model, guide, x) for _ in range(600)])
+    plain, *others = values.values()
+    for found in others:
+        assert abs(found.mean() - plain.mean()) < 4 * (2 * plain.var() / 600) ** 0.5
 
 
 @pytest.mark.parametrize(("value", "found"), [("a", "'a'"), (math.inf, "inf"), (None, "None")])
