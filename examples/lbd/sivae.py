@@ -13,11 +13,11 @@ the films that a user liked. The posterior of the latent is then a mixture over 
 popularity, EASE          two baselines without a network: how many users chose a film; a linear model of films
 ========================= ============================================================================================
 
-Users are split as Liang et al. split theirs: training, 600 to validate, 600 to test, of whom a fifth of the films is to
-be found from the others. Measures are means over test users of several splits, differences by user. β rises to 0.2;
-what is tested is the epoch whose mean predictions have the best NDCG@100 of validation users. Predictions by the mean of
-the latent without masks, and by draws of masks and latents. The paper's data sets are larger (ML-20M, Netflix, MSD): its
-numbers are not these.
+Users are split as Liang et al. split theirs: training, 600 to validate, 600 to test, of whom a fifth of the films is
+to be found from the others. Measures are means over test users of several splits, differences by user. β rises to
+0.2; what is tested is the epoch whose mean predictions have the best NDCG@100 of validation users. Predictions by the
+mean of the latent without masks, and by draws of masks and latents. The paper's data sets are larger (ML-20M,
+Netflix, MSD): its numbers are not these.
 
 Training goes on from its last state. ``python -m examples.lbd.sivae --help``
 """
