@@ -19,7 +19,7 @@ def normal_prior(lengthscale: float | Tensor = 1.0, *, scaled: bool = False) -> 
 
         >>> import torch
         >>> normal_prior(0.5, scaled=True)("weight", torch.zeros(2, 16)).scale
-        0.5
+        tensor(0.5000)
     """
 
     def prior(_: str, parameter: Tensor) -> dist.Normal:
