@@ -56,12 +56,3 @@ def is_weight(site: Any) -> bool:
 
 def has_real_support(fn: Any) -> bool:
     return getattr(fn.support, "base_constraint", fn.support) is constraints.real
-
-
-def check_of_weights(site: Any) -> None:
-    """Raises for a mask of a guide's own network, which has no part in the bound of weights."""
-    if (site["infer"] or {}).get("of_inputs"):
-        raise ValueError(
-            f"mask {site['name']!r} is in a guide's own network (AuxiliaryDropout), so that its latents are a mixture "
-            "over masks: use SemiImplicitDropout_ELBO, with extra_masks=0 for the bound that knows the mask"
-        )

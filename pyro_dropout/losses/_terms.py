@@ -12,7 +12,6 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_dropout._sites import check_of_weights
 from pyro_dropout._values import holds
 from pyro_dropout.masks.distributions import Mask
 from pyro_dropout.weights.delta import MaskedDelta
@@ -57,7 +56,6 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def entropy(site: Any) -> Tensor:
-    check_of_weights(site)
     fn = site["fn"]
     if isinstance(fn, Mask):
         return fn.entropy()
@@ -67,6 +65,29 @@ def entropy(site: Any) -> Tensor:
             "be ignored here: use Trace_ELBO, or BernoulliMask"
         )
     return -fn.log_prob(site["value"])
+
+
+def check_masks_of_weights(guide_sites: dict[str, Any], auxiliary: dict[str, Any]) -> None:
+    """Raises for an auxiliary mask that is of no weight, whose entropy has no part in the bound.
+
+    Guides of this package say of which it is; other masks are taken to be of the weights that wear none of those.
+    """
+    masks = {name: site for name, site in auxiliary.items() if isinstance(site["fn"], Mask)}
+    said = {name for name, site in masks.items() if (site["infer"] or {}).get("of_weights")}
+    if len(said) == len(masks):
+        return
+    weights = [site["fn"].weight for site in guide_sites.values() if isinstance(site["fn"], MaskedDelta)]
+    worn = {_storage(switch.mask) for weight in weights for switch in weight.switches}
+    if worn <= {_storage(masks[name]["value"]) for name in said}:
+        name = next(name for name in masks if name not in said)
+        raise ValueError(
+            f"mask {name!r} is of no weight, as in a guide's own network (AuxiliaryDropout), so that latents are a "
+            "mixture over masks: use SemiImplicitDropout_ELBO, with extra_masks=0 for the bound that knows the mask"
+        )
+
+
+def _storage(mask: Any) -> int:
+    return mask.untyped_storage().data_ptr() if isinstance(mask, Tensor) else id(mask)
 
 
 def could_have_changed(term: Tensor, shape: torch.Size) -> Tensor:

@@ -22,7 +22,7 @@ from pyro_dropout.losses._broadcasting import check_broadcasting, check_depth, w
 from pyro_dropout.losses._independence import check_independence
 from pyro_dropout.losses._runs import GuidedRun, Terms
 from pyro_dropout.losses._subsamples import check_subsamples
-from pyro_dropout.losses._terms import could_have_changed, entropy, kl_terms, scaled
+from pyro_dropout.losses._terms import check_masks_of_weights, could_have_changed, entropy, kl_terms, scaled
 from pyro_dropout.losses.nonfinite import (
     explain_gradients,
     find_nonfinite,
@@ -349,9 +349,11 @@ class TraceDropout_ELBO(ELBO):
                 )
             for term in kl_terms(guide_sites[name], site):
                 yield term[0] if self._has_members(term) and term.stride(0) == 0 else term
-        for name, site in guide_sites.items():
-            if name not in model_sites:  # auxiliary
-                yield -scaled(entropy(site), site)
+        auxiliary = {name: site for name, site in guide_sites.items() if name not in model_sites}
+        if not is_traced():
+            check_masks_of_weights(guide_sites, auxiliary)
+        for site in auxiliary.values():
+            yield -scaled(entropy(site), site)
 
     def _has_members(self, term: Tensor) -> bool:
         """Whether a term has a value for each member of the estimator, in the dimension left of all plates."""

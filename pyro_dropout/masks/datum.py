@@ -51,6 +51,14 @@ class DatumMask:
             'masks="draw" in the loss'
         )
 
+    def __mul__(self, other: Any) -> Any:
+        raise ValueError(
+            "a mask of the guide is multiplied with data, as in a network of its own, whose latents are a mixture over "
+            'masks: use SemiImplicitDropout_ELBO (of weights that are computed with it: masks="draw" in the loss)'
+        )
+
+    __rmul__ = __mul__
+
     def entry(self, index: tuple[int, ...]) -> DatumMask:
         """The mask of one entry of the (leftmost) plates, the same for every call; all entries are drawn at once."""
         if index not in self.entries:

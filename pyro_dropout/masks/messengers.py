@@ -9,7 +9,6 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_dropout._checks import check_counts, checked_shape, said
-from pyro_dropout._sites import check_of_weights
 from pyro_dropout.masks._joint import check_mask
 from pyro_dropout.masks.datum import DatumMask, LeafSource
 from pyro_dropout.masks.distributions import Mask
@@ -34,7 +33,6 @@ class DatumMasks(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if isinstance(msg["fn"], Mask) and msg["value"] is None:
-            check_of_weights(msg)
             msg["value"] = DatumMask(msg["fn"])
             msg["done"] = True
 
@@ -69,7 +67,6 @@ class LeafMasks(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         fn = msg["fn"]
         if isinstance(fn, Mask) and msg["value"] is None:
-            check_of_weights(msg)
             source = self.sources[msg["name"]] = LeafSource()
             never = None if fn.rate.requires_grad else fn.rate == 0  # such a unit is no matter of chance
             msg["value"], msg["done"] = DatumMask(source.of(fn.units, fn.keep, fn.batch_shape, never)), True

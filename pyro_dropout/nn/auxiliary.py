@@ -101,7 +101,7 @@ class AuxiliaryDropout(nn.Module):
         if x.dim() == 0 or x.shape[-1] != self.units:
             raise ValueError(f"inputs must have {self.units} units, but found {said(x)}")
         mask = self.mask()
-        infer = {"is_auxiliary": True, "of_inputs": True, **({"relevant": x != 0} if self.sparse else {})}
+        infer = {"is_auxiliary": True, **({"relevant": x != 0} if self.sparse else {})}
         return x * pyro.sample(self.name, mask, infer=infer) / mask.keep
 
     def extra_repr(self) -> str:

@@ -73,13 +73,14 @@ def test_what_contradicts_itself_is_refused():
         AuxiliaryDropout(4, rate=torch.full((4,), 0.5), learnable=True)
 
 
+@pytest.mark.parametrize("by_hand", [False, True])
 @pytest.mark.parametrize("learnable", [False, True])
 @pytest.mark.parametrize(
     "loss",
     [TraceDropout_ELBO(), TraceDropout_ELBO(masks="draw"), RenyiDropout_ELBO(), RenyiDropout_ELBO(masks="draw")],
     ids=lambda loss: f"{type(loss).__name__}-{loss.masks}",
 )
-def test_losses_of_weights_refuse_it(loss, learnable):
+def test_losses_of_weights_refuse_it(loss, learnable, by_hand):
     """They would count the entropy of a mask that the model has nothing for."""
     dropout = AuxiliaryDropout(4, learnable=learnable)
 
@@ -91,8 +92,11 @@ def test_losses_of_weights_refuse_it(loss, learnable):
     def guide(x):
         pyro.module("dropout", dropout)
         with pyro.plate("data", len(x)):
-            pyro.sample("eta", dist.Normal(dropout(x).sum(-1), 1.0))
+            if by_hand:
+                z = pyro.sample("mask", dropout.mask(), infer={"is_auxiliary": True})
+            h = x * z if by_hand else dropout(x)
+            pyro.sample("eta", dist.Normal(h.sum(-1), 1.0))
 
-    with pytest.raises(ValueError, match=r"mask 'mask' is in a guide's own network.*SemiImplicitDropout_ELBO"):
+    with pytest.raises(ValueError, match=r"(is of no weight|multiplied with data).*SemiImplicitDropout_ELBO"):
         loss.loss(model, guide, X)
     assert SemiImplicitDropout_ELBO(0).loss(model, guide, X) > 0
