@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from examples.common.arguments import add_backend, add_outputs, count, script, settle
-from examples.common.data.camvid import CAMVID, UNLABELLED, half_size, load_camvid
+from examples.common.data.camvid import UNLABELLED, half_size, load_camvid
 from examples.common.fits import Data, Fitted, Recipe, fitted
-from examples.common.segmentation_scores import iou, judged, labels_of, mean_of
+from examples.common.segmentation_scores import CLASSES, iou, judged, labels_of, mean_of
 from models.segmentation import (
     FC_DENSENET56,
     FC_DENSENET67,
@@ -24,7 +24,6 @@ from models.segmentation import (
 )
 from pyro_dropout import AutoBernoulliDropout, AutoConcreteDropout, TraceDropout_ELBO
 
-CLASSES = len(CAMVID) - 1
 TINY = {"first": 8, "down": (1, 1), "middle": 2, "up": (1, 1), "growth": 4}  # to see that it runs
 SIZES = {"tiny": TINY, "small": SMALL, "56": FC_DENSENET56, "67": FC_DENSENET67, "103": FC_DENSENET103}
 
@@ -110,6 +109,8 @@ class Crops:
     """Random crops, turned left to right for every other, of rows ``[steps, batch]``; the seed and the step decide."""
 
     def __init__(self, data: Data, side: int, seed: int) -> None:
+        if side > min(data[1].shape[1:]):
+            raise ValueError(f"crops of side {side} do not fit into images of {tuple(data[1].shape[1:])}: give --crop")
         self.data, self.side, self.seed = data, side, seed
 
     def __call__(self, rows: Tensor, first: int) -> Data:

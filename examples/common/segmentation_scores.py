@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,18 +52,15 @@ def draws_of(model: Any, guide: Any, as_inputs: Callable[[Tensor], Tensor], draw
 
 
 def _predict(model: Any, guide: Any, as_inputs: Callable[[Tensor], Tensor], draws: int | None) -> Predict:
-    ways = {"guide": guide, "num_samples": draws, "seed": 0}
-    predict: DropoutPredictive | None = None
+    sites = ["probs", "entropy"]
+    if draws is None:
+        median = {name: value.unsqueeze(0) for name, value in guide.median().items()}
+        predict = DropoutPredictive(model, median, return_sites=sites)
+    else:
+        predict = DropoutPredictive(model, guide=guide, num_samples=draws, return_sites=sites, seed=0)
 
     def of(image: Tensor) -> Prediction:
-        nonlocal predict
-        x = as_inputs(image).unsqueeze(0)
-        if predict is None:
-            if draws is None:
-                median = {name: value.unsqueeze(0) for name, value in guide.median(x).items()}
-                ways.update(guide=None, posterior_samples=median, num_samples=None)
-            predict = DropoutPredictive(model, return_sites=["probs", "entropy"], **ways)
-        found = predict.moments(x)
+        found = predict.moments(as_inputs(image).unsqueeze(0))
         return Prediction(found["probs"].mean[0], found["entropy"].mean[0])
 
     return of
@@ -89,11 +86,14 @@ def iou(labels: Tensor, y: Tensor) -> float:
 def iou_by_image(labels: Tensor, y: Tensor) -> float:
     """As the code of LBD has it: mean over an image's classes, then over images; unions have pixels without a label.
 
-    Of an image's classes the first is left out, which is meant to be that of pixels without a label.
+    Of an image's classes the first is left out, which is meant to be that of pixels without a label; an image that has
+    no other counts for nothing.
     """
     found = []
     for predicted, truth in zip(labels, y, strict=True):
         present = sorted(truth.unique().tolist(), key=lambda label: (label != UNLABELLED, label))[1:]
+        if not present:
+            continue
         both = [((predicted == c) & (truth == c)).sum() / ((predicted == c) | (truth == c)).sum() for c in present]
         found.append(torch.stack(both).mean())
     return float(torch.stack(found).mean())
@@ -139,7 +139,8 @@ def judged(
     x, y = parts["test"]
     calibration, log_likelihood, pixels = Calibration(), 0.0, 0
     labels, entropy, information = [], [], []
-    for (prediction, truth), known in zip(_predicted(predict, x, y), y != UNLABELLED, strict=True):
+    for image, truth, known in zip(x, y, y != UNLABELLED, strict=True):
+        prediction = predict(image)
         labels.append(prediction.probs.argmax(-1))
         entropy.append(prediction.entropy)
         information.append(float(prediction.epistemic[known].mean()))
@@ -159,8 +160,3 @@ def judged(
         **{name: curve.tolist() for name, curve in curves.items()},
         **calibration.result(),
     }
-
-
-def _predicted(predict: Predict, x: Tensor, y: Tensor) -> Iterator[tuple[Prediction, Tensor]]:
-    for image, truth in zip(x, y, strict=True):
-        yield predict(image), truth

@@ -204,6 +204,8 @@ def trained(
         history, best = state["history"], state["best"]
     path.parent.mkdir(parents=True, exist_ok=True)
     seen, users, saved = dense(split.validation[0]), split.train.shape[0], time.monotonic()
+    if users < settings["batch"]:
+        raise ValueError(f"there are {users} training users, fewer than a batch of {settings['batch']}: give --batch")
     in_epoch = users // settings["batch"]
     with tqdm(initial=len(history), total=settings["epochs"], desc=path.stem, disable=None) as bar:
         for epoch in range(len(history), settings["epochs"]):

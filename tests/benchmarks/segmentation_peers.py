@@ -27,7 +27,7 @@ def by_hand() -> FCDenseNet:
 
 def hand_written_step(x: Tensor, y: Tensor) -> Callable[[], float]:
     net = by_hand()
-    optimiser = torch.optim.RMSprop(net.parameters(), lr=1e-3, weight_decay=1e-4)
+    optimiser = torch.optim.RMSprop(net.parameters(), lr=1e-3)
 
     def step() -> float:
         optimiser.zero_grad()

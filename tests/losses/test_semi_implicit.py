@@ -170,6 +170,13 @@ def test_particles_subsamples_and_annealing():
     with torch.no_grad():
         halves = [of.exact(1, X[i : i + 1]).item() for i in range(2)]
     assert values.mean() < expected  # the likelihood alone
+    some = torch.tensor(
+        [SemiImplicitDropout_ELBO(1, annealing=0.3).loss(of.model, of.guide, X) for _ in range(1500)], dtype=F64
+    )
+    # Linear in β: between the likelihood alone and the whole bound.
+    mixed = 0.7 * values.mean() + 0.3 * expected
+    assert abs(some.mean() - mixed) < 4 * (some.var() / 1500 + 0.49 * values.var() / 800) ** 0.5
+    assert 0.2 * (expected - values.mean()) > 6 * (some.var() / 1500 + 0.49 * values.var() / 800) ** 0.5  # β² is seen
     for row, half in enumerate(halves):
         one = X[row : row + 1]
         found = [plain.loss(lambda x: of.model(x, 10), lambda x: of.guide(x, 10), one) for _ in range(800)]

@@ -10,6 +10,7 @@ from examples.common.data.camvid import UNLABELLED
 from examples.common.segmentation_scores import (
     BINS,
     CLASSES,
+    GRID,
     Calibration,
     Prediction,
     confusion,
@@ -21,7 +22,7 @@ from examples.common.segmentation_scores import (
 )
 from models.segmentation import FCDenseNet, Segmentation, has_dropout
 from pyro_dropout import AutoConcreteDropout
-from pyro_dropout.metrics import mutual_information, predictive_entropy
+from pyro_dropout.metrics import mutual_information, pavpu, predictive_entropy, uncertainty_thresholds
 
 
 def some(number=3, side=8, seed=0):
@@ -46,6 +47,8 @@ def test_iou_by_image_as_lbd_has_it():
     second = 2 / 3
     assert iou_by_image(labels, y) == pytest.approx((first + second) / 2)
     assert iou(labels, y) == pytest.approx((1 / 2 + 3 / 5 + 1 / 2) / 3)  # all classes, of both images
+    one = torch.full((1, 2, 2), 3, dtype=torch.uint8)  # of a single class nothing is left
+    assert iou_by_image(torch.cat([labels, one.long()]), torch.cat([y, one])) == pytest.approx((first + second) / 2)
 
 
 def test_calibration():
@@ -108,7 +111,8 @@ def test_what_test_images_say(network):
     model, guide = network
     x = torch.randint(256, (3, 8, 8, 3), dtype=torch.uint8)
     _, y = some()
-    parts = {"val": (x[:2], y[:2]), "test": (x, y)}
+    other = torch.randint(256, (2, 8, 8, 3), dtype=torch.uint8)
+    parts = {"val": (other, y[:2]), "test": (x, y)}
     found = judged(model, guide, parts, as_inputs, "draws", 4)
     predict = draws_of(model, guide, as_inputs, 4)
     predictions = [predict(image) for image in x]
@@ -119,4 +123,8 @@ def test_what_test_images_say(network):
     density = torch.stack([p.probs for p in predictions])[known].gather(-1, y[known].long().unsqueeze(-1)).log()
     assert found["log-likelihood"] == pytest.approx(density.mean().item(), abs=1e-5)
     assert found["PAvPU, stride 1"] != found["PAvPU, stride 2"]
+    cuts = uncertainty_thresholds(torch.stack([predict(image).entropy for image in other]), GRID)  # of validation
+    entropy = torch.stack([p.entropy for p in predictions])
+    expected = pavpu(entropy, labels == y, cuts, window=2, stride=2, where=known)
+    assert found["PAvPU, stride 2"] == pytest.approx(expected.tolist())
     assert len(found["PAvPU, stride 1"]) == 21

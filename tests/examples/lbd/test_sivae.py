@@ -100,7 +100,9 @@ class Net(torch.nn.Module):
 
 def test_the_best_epoch_is_kept_and_training_resumes(tmp_path, monkeypatch):
     fold = tuple(csr_array(np.array([row] * 4, np.int8)) for row in ([1, 0, 0, 0] * 30, [0, 1, 0, 0] * 30))
-    split = sivae_training.Split(csr_array(np.ones((6, 120), np.int8)), fold, fold, np.arange(4))
+    last = csr_array(np.array([[0, 0, 0, 1] * 30] * 4, np.int8))
+    wrong = (fold[0], last)  # by which the second epoch would be the worst
+    split = sivae_training.Split(csr_array(np.ones((6, 120), np.int8)), fold, wrong, np.arange(4))
     settings = {"batch": 3, "epochs": 4, "split": 0}
     monkeypatch.setattr(sivae_training, "SAVING", -1.0)
     seen = []
