@@ -84,6 +84,36 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
     assert again.guide.rates() == resumed.guide.rates()
 
 
+def test_running_statistics_go_on_too(tmp_path):
+    """They are the network's: no guide has them."""
+
+    def with_norm():
+        layers = (torch.nn.Linear(4, 6), torch.nn.BatchNorm1d(6), torch.nn.ReLU(), torch.nn.Linear(6, 3))
+        model = Classification(torch.nn.Sequential(*layers), 50)
+        rate = {"net.0.weight": 0.2, "net.3.weight": 0.2}
+        return model, AutoBernoulliDropout(model, rate=lambda site: rate.get(site, 0.0))
+
+    def run(path, look=lambda model, guide, ended: {}):
+        return fitted(path, with_norm, TraceDropout_ELBO(masks="draw"), data(), RECIPE, look)
+
+    def interrupted(model, guide, ended):
+        if ended:
+            raise KeyboardInterrupt
+        return {}
+
+    whole = run(tmp_path / "whole.pt")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "a.pt", interrupted)
+    buffers = dict(whole.model.named_buffers())
+    assert any(name.endswith("running_mean") and (buffer != 0).all() for name, buffer in buffers.items())
+    for other in (run(tmp_path / "a.pt"), run(tmp_path / "whole.pt")):  # resumed, and read
+        for name, buffer in other.model.named_buffers():
+            torch.testing.assert_close(buffer, buffers[name])
+        x = data()[0]
+        ours, theirs = (mean_inputs(fit.model.eval(), fit.guide, x) for fit in (other, whole))
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_a_learning_rate_that_goes_down(tmp_path, monkeypatch):
     """By chunk, to the last of them; also after an interruption. All starts anew where it was not decayed."""
     monkeypatch.setattr(fits, "CHUNK", 5)
