@@ -116,6 +116,11 @@ class ComponentMembers(Members):
         if isinstance(fn, Mask) and msg["value"] is None:
             relevant = (msg["infer"] or {}).get("relevant")
             if relevant is not None and fn.learned:
+                if relevant.dim() > self.max_plate_nesting + 1:
+                    raise ValueError(
+                        f"which units of mask {msg['name']!r} are relevant depends on other masks (its shape is "
+                        f"{tuple(relevant.shape)}), as behind another dropout: say it of data (sparse=False here)"
+                    )
                 logits = torch.where(relevant, fn.logits, fn.logits.detach())
                 fn = type(fn)(logits=logits, units=fn.units, validate_args=False).expand(fn.batch_shape)
             shape = torch.Size((self.estimator.members, *fn.batch_shape))

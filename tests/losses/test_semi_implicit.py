@@ -376,6 +376,22 @@ def test_compiled_steps_are_eager_ones():
     assert found["CompiledSVI"][400:].mean() < found["CompiledSVI"][100:300].mean() - 0.5
 
 
+@pytest.mark.parametrize("extra", [0, 1])
+def test_relevance_is_of_data_alone(extra):
+    first, second = (AuxiliaryDropout(ITEMS, learnable=True, sparse=True, name=name) for name in ("one", "two"))
+
+    def guide(x):
+        pyro.module("first", first), pyro.module("second", second)
+        with pyro.plate("data", len(x)):
+            h = second.double()(torch.relu(first.double()(x)))
+            pyro.sample("eta", dist.Normal(h.sum(-1), 1.0))
+
+    with pytest.raises(ValueError, match=r"of mask 'two' are relevant depends on other masks .*sparse=False"):
+        SemiImplicitDropout_ELBO(extra).loss_and_grads(Autoencoder().model, guide, X)
+    second.sparse = False
+    assert math.isfinite(SemiImplicitDropout_ELBO(extra).loss_and_grads(Autoencoder().model, guide, X))
+
+
 @pytest.mark.parametrize("extra", [0, 2])
 def test_a_latent_that_is_not_reparametrised_is_refused(extra):
     """Its value would be right, its gradient 0."""
