@@ -186,7 +186,8 @@ def test_masks_that_are_not_learned_are_the_same_for_both_members():
     def mixed(x, y):
         out = guide(x, y)
         mask = BernoulliMask(logits=pyro.param("a", torch.zeros(1)), units=2)
-        seen["learned"] = pyro.sample("other.mask", mask, infer={"is_auxiliary": True})
+        infer = {"is_auxiliary": True, "of_weights": True}  # as if a weight wore it
+        seen["learned"] = pyro.sample("other.mask", mask, infer=infer)
         seen["fixed"] = out["net.2.weight"].mask
         return out
 
