@@ -70,6 +70,8 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--draws", type=count, default=20, help="of a prediction (default 20)")
     parser.add_argument("--processes", type=count, default=1, help="that share the networks (default 1)")
     parser.add_argument("--whole", action="store_true", help="images of 360 × 480 pixels, not of half that side")
+    parser.add_argument("--bfloat16", action="store_true", help="networks compute in it; losses and rates do not")
+    parser.add_argument("--device", type=torch.device, default="cpu", help="of networks (default cpu; --full: cuda)")
     parser.add_argument(
         "--full",
         action="store_true",
@@ -85,7 +87,7 @@ def options_of(name: str, doc: str | None, arguments: list[str] | None, outputs:
     parser.add_argument("--quick", action="store_true", help="cut down to a minute or two, to see that it runs")
     known = parser.parse_known_args(arguments)[0]
     if known.full:
-        parser.set_defaults(size="103", whole=True, crop=224, batch=3, epochs=750)
+        parser.set_defaults(size="103", whole=True, crop=224, batch=3, epochs=750, bfloat16=True, device="cuda")
     if known.quick:
         quick = {"size": "tiny", "epochs": 2, "crop": 16, "images": 3, "batch": 3, "draws": 3, "backend": "eager"}
         parser.set_defaults(**quick, outputs=parser.get_default("outputs") / "quick")
@@ -108,15 +110,15 @@ def as_inputs(x: Tensor) -> Tensor:
 class Crops:
     """Random crops, turned left to right for every other, of rows ``[steps, batch]``; the seed and the step decide."""
 
-    def __init__(self, data: Data, side: int, seed: int) -> None:
+    def __init__(self, data: Data, side: int, seed: int, device: torch.device | str = "cpu") -> None:
         if side > min(data[1].shape[1:]):
             raise ValueError(f"crops of side {side} do not fit into images of {tuple(data[1].shape[1:])}: give --crop")
-        self.data, self.side, self.seed = data, side, seed
+        self.data, self.side, self.seed, self.device = data, side, seed, device
 
     def __call__(self, rows: Tensor, first: int) -> Data:
         made = [self._of(step, first + i) for i, step in enumerate(rows)]
         x, y = (torch.stack(parts) for parts in zip(*made, strict=True))
-        return as_inputs(x), y.long()
+        return as_inputs(x.to(self.device)), y.to(self.device).long()
 
     def _of(self, rows: Tensor, step: int) -> Data:
         x, y = self.data
@@ -140,7 +142,8 @@ def trained(dropout: Dropout, seed: int, options: argparse.Namespace) -> Fitted:
 
     def make() -> tuple[Segmentation, Any]:
         net = FCDenseNet(CLASSES, **SIZES[options.size])
-        model = Segmentation(net, crops, ignored=UNLABELLED, autocast=torch.bfloat16 if options.full else None)
+        model = Segmentation(net, crops, ignored=UNLABELLED, autocast=torch.bfloat16 if options.bfloat16 else None)
+        model.to(options.device)
         return model, dropout.guide(model)
 
     def look(model: Any, guide: Any, ended: bool) -> dict[str, Any]:
@@ -153,10 +156,10 @@ def trained(dropout: Dropout, seed: int, options: argparse.Namespace) -> Fitted:
         options.epochs * in_epoch, options.batch, in_epoch, "rmsprop", 1e-3, seed=seed, backend=options.backend
     )
     about = {**dropout._asdict(), "size": options.size, "crop": options.crop, "draws": options.draws}
-    about |= {"whole": options.whole, "full": options.full}
+    about |= {"whole": options.whole, "bfloat16": options.bfloat16}
     loss = TraceDropout_ELBO(masks="draw")  # batch normalisation mixes the images of a batch
     path = options.outputs / f"{dropout.name}-seed-{seed}.pt"
-    return fitted(path, make, loss, train, recipe, look, about, Crops(train, options.crop, seed))
+    return fitted(path, make, loss, train, recipe, look, about, Crops(train, options.crop, seed, options.device))
 
 
 def judgement(model: Any, guide: Any, options: argparse.Namespace) -> dict[str, Any]:

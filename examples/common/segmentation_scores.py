@@ -59,9 +59,11 @@ def _predict(model: Any, guide: Any, as_inputs: Callable[[Tensor], Tensor], draw
     else:
         predict = DropoutPredictive(model, guide=guide, num_samples=draws, return_sites=sites, seed=0)
 
+    device = next(model.buffers()).device
+
     def of(image: Tensor) -> Prediction:
-        found = predict.moments(as_inputs(image).unsqueeze(0))
-        return Prediction(found["probs"].mean[0], found["entropy"].mean[0])
+        found = predict.moments(as_inputs(image.to(device)).unsqueeze(0))
+        return Prediction(*(found[site].mean[0].cpu() for site in sites))
 
     return of
 

@@ -47,7 +47,7 @@ def run(network: Network, call: Call) -> Any:
     call = call._replace(values=values, plates=plates, event_dims=_event_dims(network, call.args, plates))
     places = {owner: name for name, slot in network.slots.items() for owner in slot.owners}
     mapped = plates and any(_must_map(slot, name, values, places) for name, slot in network.slots.items())
-    mapped = mapped or (bool(call.event_dims) and _many(call) and mixes_rows(network, call))
+    mapped = mapped or (bool(call.event_dims) and _draws_meet(network, call) and mixes_rows(network, call))
     mapped = mapped or (bool(plates) and not trunk_of(network, call).merges)
     way = _map_over_weights if mapped else merge_batch
     if plates and (size := _draws_at_once(network, call, bool(mapped))) < plates[0]:
@@ -55,9 +55,11 @@ def run(network: Network, call: Call) -> Any:
     return way(network, call)
 
 
-def _many(call: Call) -> bool:
-    """Whether plates and data are more than one batch of one network."""
-    sizes = [1, *call.plates[:-1], *(size for batch in call.batches for size in batch[:-1])]
+def _draws_meet(network: Network, call: Call) -> bool:
+    """Whether a batch has rows of more than one network."""
+    alone = bool(call.plates) and _draws_at_once(network, call, False) == 1
+    first = 1 if alone else None
+    sizes = [1, *call.plates[first:-1], *(size for batch in call.batches for size in batch[first:-1])]
     return max(sizes) > 1
 
 

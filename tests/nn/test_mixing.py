@@ -72,6 +72,19 @@ def test_other_networks_run_all_draws_in_one_pass(name):
     assert calls == [3 * ROWS]
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_draws_that_run_one_at_a_time_need_no_trial(name):
+    """It would keep all activations of the data, for its gradients: gigabytes of large images."""
+    net, x = network(ALL[name])
+    module = BayesianModule(net)
+    _, trace = drawn(module, x, 3)
+    module.eval()  # where batch statistics are learned, draws run at once
+    with torch.no_grad(), pyro.settings.context(dropout_cached_activations=1):
+        out = poutine.replay(module, trace=trace)(x.clone())
+    torch.testing.assert_close(out, one_by_one(net, trace, x, 3))
+    assert module._mixing == {}
+
+
 def test_one_row_and_whole_numbers():
     """One row has nothing to mix with, but rows of draws would; tokens have no gradient, but masks have."""
 

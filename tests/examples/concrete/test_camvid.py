@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from examples.common.data.camvid import UNLABELLED
-from examples.common.segmentation import CLASSES, SIZES, Crops, Dropout, as_inputs, options_of
+from examples.common.segmentation import CLASSES, SIZES, Crops, Dropout, as_inputs, options_of, trained
 from examples.common.segmentation_results import ahead, values
 from examples.concrete import camvid
 from examples.concrete.camvid import CONCRETE, FIXED, MEASURES, NONE, STARTS, WAYS, claims, rates_table, tables
@@ -96,7 +96,23 @@ def test_inputs():
 def test_sizes_of_options():
     full = options_of("concrete.camvid", "x.", ["--full"], "outputs")
     assert (full.size, full.crop, full.batch, full.whole, full.epochs) == ("103", 224, 3, True, 750)
-    assert options_of("concrete.camvid", "x.", [], "outputs").size == "small"
+    assert (full.bfloat16, full.device) == (True, torch.device("cuda"))
+    small = options_of("concrete.camvid", "x.", [], "outputs")
+    assert (small.size, small.bfloat16, small.device) == ("small", False, torch.device("cpu"))
+
+
+def test_networks_compute_in_bfloat16_and_all_else_in_single_precision(tmp_path):
+    options = options_of("concrete.camvid", "x.", ["--quick", "--bfloat16", "--outputs", str(tmp_path)], "outputs")
+    options.epochs = options.images = 1
+    model, guide, history = trained(STARTS[1], 0, options)
+    seen = []
+    model.net.net.first.register_forward_hook(lambda layer, given, out: seen.append(out.dtype))
+    x, y = torch.zeros(1, 3, 16, 16), torch.zeros(1, 16, 16, dtype=torch.long)
+    trace = pyro.poutine.trace(pyro.poutine.replay(model, pyro.poutine.trace(guide).get_trace(x, y))).get_trace(x, y)
+    assert seen == [torch.bfloat16]
+    assert trace.nodes["probs"]["value"].dtype == torch.float32
+    assert all(p.dtype == torch.float32 for p in [*model.buffers(), *guide.parameters()] if p.is_floating_point())
+    assert 0 < history[-1]["rates"]["net.middle.layers.0.masked.weight"] < 1
 
 
 def known(seeds=3):
