@@ -15,6 +15,15 @@ from pyro.optim.optim import _get_state_dict, _load_state_dict
 from torch import Tensor
 
 
+def unconstrained(trace: Any) -> dict[str, Tensor]:
+    """What an optimiser moves, by name, of a trace of parameters.
+
+    Ordinary parameters of a ``PyroModule`` that are its own have no constraint, nor the method that Pyro's have.
+    """
+    values = {name: site["value"] for name, site in trace.nodes.items()}
+    return {name: v.unconstrained() if hasattr(v, "unconstrained") else v for name, v in values.items()}
+
+
 def stored(names: Iterable[str]) -> list[tuple[str, Tensor]]:
     """Those of the names that the global store has, with their unconstrained tensors."""
     tensors = pyro.get_param_store()._params

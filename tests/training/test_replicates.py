@@ -119,6 +119,14 @@ def function(rate, scale, precision):
     return model, AutoBernoulliDropout(model, rate=rate)
 
 
+def ordinary(rate, scale, precision):
+    """With biases that have no prior: parameters of a module, as stock PyTorch has them."""
+    model = Model(scale, precision)
+    weights = dist.Normal(0.0, torch.tensor(scale, dtype=torch.float64))
+    model.net = BayesianModule(mlp(3, (4,)).double(), lambda name, _: weights if "weight" in name else None)
+    return model, AutoConcreteDropout(model, rate=rate)
+
+
 PER_DRAW = partial(TraceDropout_ELBO, masks="draw")  # batch statistics are of all rows
 CASES = {
     "concrete": (concrete, {}, TraceDropout_ELBO),
@@ -128,12 +136,20 @@ CASES = {
     "alpha": (concrete, {}, lambda: RenyiDropout_ELBO(0.5, 3)),
     "latent": (latent, {}, TraceDropout_ELBO),
     "function": (function, {}, PER_DRAW),
+    "ordinary": (ordinary, {}, TraceDropout_ELBO),
 }
 
 
 RUNS = [
     pytest.param(case, memory, backend, marks=() if (case, memory, backend) in fast else pytest.mark.slow)
-    for fast in [(("concrete", 8_000, "eager"), ("latent", None, "eager"), ("function", None, "eager"))]
+    for fast in [
+        (
+            ("concrete", 8_000, "eager"),
+            ("latent", None, "eager"),
+            ("function", None, "eager"),
+            ("ordinary", None, "eager"),
+        )
+    ]
     for case in CASES
     for memory in (None, 8_000)
     for backend in ("eager", "inductor")

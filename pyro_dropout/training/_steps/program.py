@@ -12,7 +12,7 @@ from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from pyro_dropout._store import still_stored, stored
+from pyro_dropout._store import still_stored, stored, unconstrained
 from pyro_dropout._values import as_traced
 from pyro_dropout.guides.rates import zero_rates
 from pyro_dropout.losses.elbo import TraceDropout_ELBO
@@ -187,5 +187,5 @@ def eager_gradients(
     """
     with poutine.trace(param_only=True) as capture, drawn_by(key):
         value = loss.loss_and_grads(model, guide, *args, **kwargs)
-    found = {name: site["value"].unconstrained() for name, site in capture.trace.nodes.items()}
+    found = unconstrained(capture.trace)
     return value, {parameter: name for name, parameter in reversed(found.items()) if parameter.requires_grad}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from pyro_dropout._modes import forked_rng
+from pyro_dropout._store import unconstrained
 from pyro_dropout.losses.elbo import TraceDropout_ELBO
 
 
@@ -87,6 +88,6 @@ def parameters_of(
         pyro.validation_enabled(False),
     ):
         loss.estimate(model, guide, *args, **kwargs)
-    found = {name: site["value"].unconstrained() for name, site in capture.trace.nodes.items()}
+    found = unconstrained(capture.trace)
     names = {parameter: name for name, parameter in reversed(found.items()) if parameter.requires_grad}
     return {name: parameter for name, parameter in found.items() if names.get(parameter) == name}
