@@ -111,10 +111,8 @@ def claims(found: dict[str, Found]) -> list[str]:
             parts = ", ".join(f"{output} {said(values[:, i])}" for i, output in enumerate(OUTPUTS))
             lines.append(f"* 2. {data}: epistemic deviation {name}: {parts}")
     rewards = {arm: course(histories, "reward")[:, -LAST:].mean(1) for arm, histories in found["policy"].items()}
-    lines.append(
-        f"* 3. the reward is above that with the fixed rate: {said(rewards['learned'] - rewards['fixed, 0.1'])}; above the "
-        f"published one: {said(rewards['learned'] - PUBLISHED)}"
-    )
+    ahead, of_published = said(rewards["learned"] - rewards["fixed, 0.1"]), said(rewards["learned"] - PUBLISHED)
+    lines.append(f"* 3. the reward is above that with the fixed rate: {ahead}; above the published one: {of_published}")
     return lines
 
 
