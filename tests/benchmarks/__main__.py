@@ -33,6 +33,7 @@ from pyro_dropout import (
 )
 from pyro_dropout.training._steps import graph
 from tests.benchmarks import documents, numpyro_peer, peers
+from tests.benchmarks.control import control
 from tests.benchmarks.digits import digits
 from tests.benchmarks.jobs import jobs
 from tests.benchmarks.lenet import lenet
@@ -293,6 +294,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "digits": lambda options: digits(options.repeats),
     "recommendation": lambda options: recommendation(options.repeats),
     "segmentation": lambda options: segmentation(options.repeats),
+    "control": lambda options: control(options.repeats),
     "outputs": lambda options: outputs(options.repeats),
     "compiled": lambda options: compiled(options.repeats),
     "levers": lambda options: levers(options.repeats),
