@@ -24,6 +24,7 @@ from pyro_dropout.weights.shapes import BatchDims
 from pyro_dropout.weights.weight import MaskedWeight, Switch
 
 _DRAWS, _ROWS = 2, 3  # of the trial: with one of either, or as many, wrong shapes might fit
+_LARGE = 2**16  # entries of a datum, an image, of which there is one row, if calls have one, as it takes gigabytes
 
 
 class NotMerged(ValueError):
@@ -126,7 +127,7 @@ def trunk_of(network: Network, call: Call) -> Trunk:
     """Known from a trial with few draws and data, for calls of this kind with these masks."""
     _check_keywords(call)
     masked = tuple(name for name, value in call.values.items() if isinstance(value, MaskedWeight))
-    key = (network.kind(call), masked)
+    key = (network.kind(call), masked, _rows_of_trial(call))
     if key not in network.trunks:
         if is_traced():  # what is traced has run before
             return Trunk()
@@ -135,17 +136,26 @@ def trunk_of(network: Network, call: Call) -> Trunk:
     return network.trunks[key]
 
 
+def _rows_of_trial(call: Call) -> int:
+    pairs = zip(call.args, call.event_dims, strict=True)
+    largest = max(
+        (a.shape[a.dim() - event_dim :].numel() for a, event_dim in pairs if isinstance(a, Tensor)), default=0
+    )
+    return 1 if call.rows == 1 and largest >= _LARGE else _ROWS
+
+
 def _trial(network: Network, call: Call) -> Trunk:
     """Two draws of three data, each draw alone, and both at once with the trunk in common and without."""
+    number = _rows_of_trial(call)
     values = {name: _two_draws(value, network.slots[name].event_dim) for name, value in call.values.items()}
     args: list[Any] = []
     for a, event_dim in zip(call.args, call.event_dims, strict=True):
         if isinstance(a, Tensor):
             a = a.detach()[(0,) * (a.dim() - event_dim - 1)]
-            a = a[torch.arange(_ROWS, device=a.device) % len(a)].clone()
+            a = a[torch.arange(number, device=a.device) % len(a)].clone()
         args.append(a)
     at_once = call._replace(values=values, args=args, plates=torch.Size((_DRAWS, 1)))
-    rows = _Activations()
+    rows = _Activations(number)
     try:
         alone = []
         for k in range(_DRAWS):
@@ -155,13 +165,13 @@ def _trial(network: Network, call: Call) -> Trunk:
     except Exception:
         return Trunk(merges=False)
     outs = [t for t in alone[0] if isinstance(t, Tensor)]
-    rows_at = tuple(int(t.dim() > 1 and t.shape[0] != _ROWS == t.shape[1]) for t in outs)
+    rows_at = tuple(int(t.dim() > 1 and t.shape[0] != number == t.shape[1]) for t in outs)
 
     def equal(shared: bool) -> bool:
         try:
             leaves = tree_leaves(merge_batch(network, at_once, Trunk(shared, rows_at=rows_at)))
         except NotMerged:
-            return any(t.shape[at : at + 1] != (_ROWS,) for t, at in zip(outs, rows_at, strict=True))
+            return any(t.shape[at : at + 1] != (number,) for t, at in zip(outs, rows_at, strict=True))
         except Exception:
             return False
         found = [t for t in leaves if isinstance(t, Tensor)]
@@ -175,17 +185,17 @@ def _trial(network: Network, call: Call) -> Trunk:
 class _Activations:
     """Entries of a row of what modules return, of the trunk's and of others."""
 
-    def __init__(self) -> None:
-        self.of_trunk, self.others = list[int](), list[int]()
+    def __init__(self, rows: int) -> None:
+        self.rows, self.of_trunk, self.others = rows, list[int](), list[int]()
 
     @contextmanager
     def noted(self) -> Iterator[None]:
         def note(module: nn.Module, _: Any, out: Any) -> None:
             for t in tree_leaves(out):
                 if isinstance(t, Tensor) and t.dim() and not any(True for _ in module.children()):
-                    if len(t) == _ROWS:
+                    if len(t) == self.rows:
                         self.of_trunk.append(t[0].numel())
-                    elif len(t) == _ROWS * _DRAWS:
+                    elif len(t) == self.rows * _DRAWS:
                         self.others.append(t[0].numel())
 
         hook = nn.modules.module.register_module_forward_hook(note)

@@ -137,6 +137,24 @@ def test_what_joins_trunk_and_head_sees_each_draw(join):
     torch.testing.assert_close(out, one_by_one(module, trace, x))
 
 
+@pytest.mark.parametrize("join", [None, "added", "concatenated"])
+def test_one_large_image_is_tried_as_it_is(join):
+    """Not three times over, as two draws of three images may be gigabytes; calls of more images are tried anew."""
+    joins = {"added": torch.add, "concatenated": lambda before, behind: torch.cat([before, behind], 1)[:, 1:4]}
+    torch.manual_seed(0)
+    net = Head(nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1), joins.get(join))
+    module, x = BayesianModule(net.to(F64).eval()), torch.randn(3, 1, 256, 256, dtype=F64)
+    trace = drawn(module, x[:1])
+    rows_of(module)
+    with torch.no_grad():
+        for images in (x[:1], x[1:2], x, x[:2]):
+            out = poutine.replay(module, trace=trace)(images)
+            torch.testing.assert_close(out, one_by_one(module, trace, images))
+            if len(images) == 1:
+                assert max(rows_of(module)) <= DRAWS  # not 2 · 3
+            rows_of(module)
+
+
 def test_chance_in_the_trunk_is_not_shared():
     """A network that draws numbers of its own draws them anew for each draw of weights, which run in turn."""
     module, x = network("linear")
