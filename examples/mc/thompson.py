@@ -24,6 +24,7 @@ from examples.common.results import whole
 from examples.common.verdicts import interval, larger
 from examples.mc.thompson_agents import POLICIES
 from examples.mc.thompson_runs import EVALUATION, MARK, SETTINGS, run
+from examples.mc.world_pictures import film, path_of
 
 WINDOW = 5  # marks: 1,000 steps
 GOAL = 1.0  # reward that the paper looks at
@@ -47,7 +48,11 @@ def main(arguments: list[str] | None = None) -> Found:
     print(f"\n{text}\n")
     with whole(options.outputs / f"{options.setting}.md") as file:
         file.write_text(text + "\n")
-    for path in (options.outputs / f"{options.setting}.md", draw(found, options)):
+    paths = [options.outputs / f"{options.setting}.md", draw(found, options)]
+    if watched := found["Thompson"].get("watched"):
+        paths += [path_of(watched, options.outputs / f"{options.setting}-path.png")]
+        paths += [film(watched, options.outputs / f"{options.setting}.gif")]
+    for path in paths:
         print(f"written to {path}")
     return found
 

@@ -17,10 +17,12 @@ from examples.common.fits import named_by
 from examples.common.results import whole
 from examples.mc.thompson_agents import DEMO, PAPER, POLICIES, Agents, Setting
 from examples.mc.world import Worlds
+from examples.mc.world_pictures import SHOWN
 
 MARK = 200  # steps that a "batch" of the figure stands for, which the paper does not say
 SAVING = 120.0  # seconds between states in a file
 EVALUATION = 2_000  # steps by the mean function, at the end
+WATCHED = 400  # steps of the first agent that are kept to be looked at
 STOCK = Setting(discount=0.99, optimiser="adam", random=1_000, floor=20_000)
 SETTINGS = {"paper": PAPER, "demo": DEMO, "CartPole-v1": STOCK, "Acrobot-v1": STOCK}
 
@@ -69,6 +71,16 @@ class Run:
         for name, seconds in zip(self.seconds, spent, strict=True):
             self.seconds[name] += seconds
         return reward, ended
+
+    def watched(self, steps: int) -> dict[str, np.ndarray]:
+        """What the first agent does in the two-dimensional world, by the mean function; ``[steps, ...]``."""
+        if not isinstance(self.worlds, Worlds):
+            return {}
+        seen: list[dict[str, np.ndarray]] = []
+        for _ in range(steps):
+            seen.append({name: getattr(self.worlds, name)[0].copy() for name in SHOWN})
+            self.by_mean(1)
+        return {name: np.array([each[name] for each in seen]) for name in SHOWN}
 
     def by_mean(self, steps: int) -> tuple[np.ndarray, np.ndarray]:
         """What greedy agents with the mean function earn, and how many episodes end, without learning."""
@@ -122,6 +134,7 @@ def run(setting: str, policy: str, options: argparse.Namespace) -> dict[str, Any
         "rates": np.array(made.rates),
         "greedy": greedy,
         "greedy ends": ends,
+        "watched": made.watched(min(WATCHED, options.steps)),
         "seconds": seconds,
         "steps": steps,
     }

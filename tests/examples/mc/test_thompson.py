@@ -43,6 +43,7 @@ def test_what_is_found_and_written(tmp_path, capsys):
     assert (rates[..., 0] == 0).all()
     assert (np.abs(rates[..., 1:] - 0.1) > 0).all()
     assert (tmp_path / "paper.png").stat().st_size > 10_000
+    assert {file.suffix for file in tmp_path.iterdir()} == {".pt", ".md", ".png", ".gif"}
     assert "steps a second" in (tmp_path / "paper.md").read_text()
     assert "written to" in capsys.readouterr().out
 
