@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from tqdm import tqdm
 
 from examples.common.fits import named_by
@@ -30,8 +31,8 @@ SETTINGS = {"paper": PAPER, "demo": DEMO, "CartPole-v1": STOCK, "Acrobot-v1": ST
 def worlds_of(setting: str, number: int) -> VectorEnv:
     if setting in ("paper", "demo"):
         return Worlds(number)
-    same_step = {"autoreset_mode": AutoresetMode.SAME_STEP}
-    return gymnasium.make_vec(setting, num_envs=number, vectorization_mode="sync", vector_kwargs=same_step)
+    made = [partial(gymnasium.make, setting)] * number  # which can be written to a file, as gymnasium's own cannot
+    return SyncVectorEnv(made, autoreset_mode=AutoresetMode.SAME_STEP)
 
 
 class Run:

@@ -68,10 +68,12 @@ def test_other_worlds_end(tmp_path):
     assert returns[-1] == pytest.approx(found["earned"][-5:].sum(0) / found["ends"][-5:].sum(0))
 
 
-@pytest.mark.parametrize("policy", ["Thompson", "Thompson, Concrete"])
-def test_a_run_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, policy):
+@pytest.mark.parametrize(
+    ("setting", "policy"), [("demo", "Thompson, Concrete"), ("paper", "Thompson"), ("CartPole-v1", "ε-greedy")]
+)
+def test_a_run_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, setting, policy):
     options = argparse.Namespace(agents=2, steps=8 * MARK, backend="eager", outputs=tmp_path / "whole")
-    expected = run("demo", policy, options)
+    expected = run(setting, policy, options)
     options.outputs = tmp_path / "parts"
     marks, mark = [], thompson_runs.Run.mark
 
@@ -84,14 +86,14 @@ def test_a_run_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, policy):
     monkeypatch.setattr(thompson_runs, "SAVING", 0.0)
     monkeypatch.setattr(thompson_runs.Run, "mark", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run("demo", policy, options)
-    found = run("demo", policy, options)
+        run(setting, policy, options)
+    found = run(setting, policy, options)
     assert marks == [1, 2, 3, 4, 5, 6, 7, 7, 8]  # the seventh is done again
     assert np.array_equal(found["earned"], expected["earned"])
     np.testing.assert_allclose(found["rates"], expected["rates"], rtol=1e-5)
     assert found["greedy"] == pytest.approx(expected["greedy"], rel=0.05)
     monkeypatch.undo()
-    assert run("demo", policy, options)["seconds"] == found["seconds"]  # read, not run
+    assert run(setting, policy, options)["seconds"] == found["seconds"]  # read, not run
 
 
 def test_memory():
