@@ -174,8 +174,8 @@ def draw(found: Found, options: argparse.Namespace) -> object:
         low, middle, high = np.quantile(curve, [0.25, 0.5, 0.75], axis=1)
         axes[0, 0].plot(batches, middle, color=f"C{number}", label=policy)
         axes[0, 0].fill_between(batches, low, high, color=f"C{number}", alpha=0.15, linewidth=0)
-    what = "reward, mean of 1,000 steps" if options.setting in WORLDS else "mean return of episodes in 1,000 steps"
-    axes[0, 0].set(xscale="log", xlabel=f"batches of {MARK} steps", ylabel=f"{what}; median and quartiles")
+    what = "reward of a step" if options.setting in WORLDS else "return of an episode"
+    axes[0, 0].set(xscale="log", xlabel=f"batches of {MARK} steps", ylabel=f"{what}, means of 1,000 steps")
     axes[0, 0].legend(fontsize=7)
     for layer in range(learned.shape[-1] if len(learned) else 0):
         if learned[..., layer].any():
