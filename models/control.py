@@ -147,3 +147,17 @@ def functions(
         x = x if mask is None else x * mask
         x = torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
     return x
+
+
+def masks_of(uniform: Tensor, rate: Tensor, temperature: float | None = None) -> Tensor:
+    """Masks over the probability of keeping, by uniform numbers: hard, or relaxed at a temperature (CD eq. 5).
+
+    Example::
+
+        >>> masks_of(torch.tensor([0.1, 0.6]), torch.tensor(0.5))
+        tensor([0., 2.])
+    """
+    if temperature is None:
+        return (uniform >= rate) / (1 - rate)
+    logits = torch.logit(1 - rate) + torch.logit(uniform, eps=1e-6)
+    return torch.sigmoid(logits / temperature) / (1 - rate)

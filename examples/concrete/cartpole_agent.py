@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from examples.concrete.cartpole_world import FORCE, SPREAD, STEPS, SwingUps, rewards
-from models.control import Dynamics, functions
+from models.control import Dynamics, functions, masks_of
 from pyro_dropout import (
     AutoBernoulliDropout,
     AutoConcreteDropout,
@@ -163,14 +163,11 @@ class Agent:
         """Layers and masks of so many functions of the posterior, to be kept for a while."""
         median, rates = self.guide.median(), self.guide.rates()
         layers = [(median[f"net.{i}.weight"][None], median[f"net.{i}.bias"][None]) for i in LAYERS]
-        masks: list[Tensor | None] = []
-        for i, (weight, _) in zip(LAYERS, layers, strict=True):
-            uniform, rate = torch.rand(1, number, weight.shape[-1]), rates[f"net.{i}.weight"].detach()
-            if self.learned:
-                kept = torch.sigmoid((torch.logit(1 - rate) + torch.logit(uniform, eps=1e-6)) / TEMPERATURE)
-            else:
-                kept = (uniform >= rate).float()
-            masks.append(kept / (1 - rate))
+        relaxed = TEMPERATURE if self.learned else None
+        masks: list[Tensor | None] = [
+            masks_of(torch.rand(1, number, weight.shape[-1]), rates[f"net.{i}.weight"].detach(), relaxed)
+            for i, (weight, _) in zip(LAYERS, layers, strict=True)
+        ]
         return layers, masks
 
     def save(self, path: Path) -> None:

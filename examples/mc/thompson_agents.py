@@ -11,7 +11,7 @@ import torch
 from pyro.infer.autoguide import AutoDelta
 from torch import Tensor, nn
 
-from models.control import QNetwork, functions
+from models.control import QNetwork, functions, masks_of
 from models.regression import mlp
 from pyro_dropout import (
     AutoBernoulliDropout,
@@ -266,14 +266,9 @@ class Agents:
         :param states: ``[agents, rows, inputs]``.
         """
         noise = noise or [None] * len(self._layers)
-        masks = [None if u is None else self._mask(u, self._rates[layer]) for layer, u in enumerate(noise)]
+        relaxed = TEMPERATURE if self.policy.masks == "learned" else None
+        masks = [None if u is None else masks_of(u, self._rates[layer], relaxed) for layer, u in enumerate(noise)]
         return functions(self._layers, masks, states)
-
-    def _mask(self, uniform: Tensor, rate: Tensor) -> Tensor:
-        if self.policy.masks == "fixed":
-            return (uniform >= rate) / (1 - rate)
-        logits = torch.logit(1 - rate) + torch.logit(uniform, eps=1e-6)  # of keeping (CD eq. 5)
-        return torch.sigmoid(logits / TEMPERATURE) / (1 - rate)
 
 
 def network(inputs: int, actions: int) -> nn.Sequential:

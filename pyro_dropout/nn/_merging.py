@@ -24,7 +24,7 @@ from pyro_dropout.weights.shapes import BatchDims
 from pyro_dropout.weights.weight import MaskedWeight, Switch
 
 _DRAWS, _ROWS = 2, 3  # of the trial: with one of either, or as many, wrong shapes might fit
-_LARGE = 2**16  # entries of a datum, an image, of which there is one row, if calls have one, as it takes gigabytes
+_LARGE = 2**16  # entries of a datum from which on a call of one is tried with one: three images may be gigabytes
 
 
 class NotMerged(ValueError):
@@ -145,7 +145,7 @@ def _rows_of_trial(call: Call) -> int:
 
 
 def _trial(network: Network, call: Call) -> Trunk:
-    """Two draws of three data, each draw alone, and both at once with the trunk in common and without."""
+    """Two draws of three data, or of a large one: each alone, and both at once with the trunk in common and without."""
     number = _rows_of_trial(call)
     values = {name: _two_draws(value, network.slots[name].event_dim) for name, value in call.values.items()}
     args: list[Any] = []
