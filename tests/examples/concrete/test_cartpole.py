@@ -116,6 +116,28 @@ def test_what_is_expected_of_a_policy(monkeypatch):
         assert (places[-1][:, :2] * SCALES[:2]).mean(0) == pytest.approx(state[:2], rel=0.1)
 
 
+def test_particles_are_drawn_anew_by_their_mean_and_deviation(monkeypatch):
+    """Where half of them go to one place and half to another, the next are in between."""
+    own = agent(learned=False)
+    own.episode(0, "random")
+    own.fit(5)
+    median, places = own.guide.median(), []
+
+    def two_places(layers, masks, x, activation):
+        places.append(x[0, :, 0] * SCALES[0])
+        side = torch.arange(x.shape[1]) % 2 * 2.0 - 1
+        return torch.stack([2 * side / CHANGES[0], *[torch.zeros_like(side)] * 3], -1).unsqueeze(0)
+
+    monkeypatch.setattr(cartpole_agent, "functions", two_places)
+    monkeypatch.setattr(own.guide, "median", lambda: {**median, "precision": torch.full((4,), 1e12)})
+    torch.manual_seed(0)
+    with torch.no_grad():
+        own.expected(2000)
+    assert places[1].mean().abs() < 0.2
+    assert places[1].std() == pytest.approx(2.0, rel=0.1)
+    assert 0.3 < (places[1].abs() < 1).float().mean() < 0.46  # of a Gaussian .38; of two places none
+
+
 def test_planning_improves_what_is_expected():
     own = agent()
     for number in range(4):
