@@ -100,7 +100,7 @@ class Dynamics(PyroModule):
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Any:
         mean = self.net(x)
-        precision = pyro.sample("precision", dist.Gamma(0.1, 0.01).expand([self.outputs]).to_event(1))
+        precision = pyro.sample("precision", dist.Gamma(x.new_full((), 0.1), 0.01).expand([self.outputs]).to_event(1))
         with standing_for(self.size, len(x)):
             pyro.deterministic("mean", mean, event_dim=1)
             return pyro.sample("obs", dist.Normal(mean, precision.rsqrt()).to_event(1), obs=y)

@@ -83,7 +83,7 @@ class Regression(PyroModule):
 
     def _precision(self, out: Tensor) -> Tensor:
         if self.precision == "latent":
-            return pyro.sample("precision", dist.Gamma(0.1, 0.01))
+            return pyro.sample("precision", dist.Gamma(out.new_full((), 0.1), 0.01))
         if self.precision == "network":
             return out[..., 1].clamp(-20.0, 20.0).exp()
         return self.learned_precision if self.precision == "parameter" else self.fixed_precision

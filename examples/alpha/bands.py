@@ -101,7 +101,7 @@ class Networks(PyroModule):
         points = x.shape[1]
         with pyro.plate("networks", self.networks, dim=-2):
             mean = self.net(x).squeeze(-1)
-            precision = pyro.sample("precision", dist.Gamma(0.1, 0.01))
+            precision = pyro.sample("precision", dist.Gamma(x.new_full((), 0.1), 0.01))
             with pyro.plate("data", max(POINTS, points), subsample_size=points, dim=-1):
                 pyro.deterministic("mean", mean, event_dim=0)
                 return pyro.sample("obs", dist.Normal(mean, precision.rsqrt()), obs=y)

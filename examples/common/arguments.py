@@ -24,10 +24,9 @@ def add_outputs(parser: argparse.ArgumentParser, flag: str = "--outputs", defaul
     parser.add_argument(flag, type=Path, default=Path(default), help="folder (default: %(default)s)")
 
 
-def add_backend(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--backend", choices=("inductor", "eager"), default="inductor", help="of the steps (default: %(default)s)"
-    )
+def add_backend(parser: argparse.ArgumentParser, *more: str) -> None:
+    choices = ("inductor", "eager", *more)
+    parser.add_argument("--backend", choices=choices, default="inductor", help="of the steps (default: %(default)s)")
 
 
 def parsed(parser: argparse.ArgumentParser, arguments: list[str] | None, quick: dict[str, Any]) -> argparse.Namespace:

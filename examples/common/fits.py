@@ -107,7 +107,8 @@ def fitted(
     guide(*(part[0] for part in take(torch.arange(min(recipe.batch, len(x))).unsqueeze(0), 0)))  # makes its parameters
     optim, history, done, seconds = recipe.optim(len(x)), [], 0, 0.0
     if path.exists():
-        state = load_checkpoint(path, guide=guide, optim=optim)
+        device = next(guide.parameters()).device
+        state = load_checkpoint(path, map_location=device, guide=guide, optim=optim)
         history, done, seconds = state["history"], state["done"], state["seconds"]
         for name, buffer in model.named_buffers():  # running statistics, which no guide has
             if name in state.get("buffers", {}):

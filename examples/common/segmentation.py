@@ -63,6 +63,7 @@ def _is_masked(name: str, layer: Any) -> bool:
 def add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", choices=SIZES, default="small", help="of FC-DenseNet (default small: 23 dropouts)")
     parser.add_argument("--epochs", type=count, default=100, help="(default 100; published 700 and 750)")
+    parser.add_argument("--every", type=count, default=1, help="epochs between looks at validation images (default 1)")
     parser.add_argument("--crop", type=count, default=112, help="side of training crops (default 112)")
     parser.add_argument("--batch", type=count, default=4, help="crops of a step (default 4)")
     parser.add_argument("--images", type=count, default=367, help="of each part at most (default all)")
@@ -82,7 +83,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
 def options_of(name: str, doc: str | None, arguments: list[str] | None, outputs: str) -> argparse.Namespace:
     parser = script(name, doc or "")
     add_training(parser)
-    add_backend(parser)
+    add_backend(parser, "cudagraphs")
     add_outputs(parser, default=outputs)
     parser.add_argument("--quick", action="store_true", help="cut down to a minute or two, to see that it runs")
     known = parser.parse_known_args(arguments)[0]
@@ -134,7 +135,7 @@ class Crops:
 
 
 def trained(dropout: Dropout, seed: int, options: argparse.Namespace) -> Fitted:
-    """From its last state on; what is seen at the end of each epoch: rates, and IoU of validation images."""
+    """From its last state on; what is seen on the way: rates, and IoU of validation images."""
     settle(seed)
     train, (x, y) = images("train", options.whole, options.images), images("val", options.whole, options.images)
     pixels = y[0].numel()
@@ -153,7 +154,13 @@ def trained(dropout: Dropout, seed: int, options: argparse.Namespace) -> Fitted:
 
     in_epoch = max(1, len(train[0]) // options.batch)
     recipe = Recipe(
-        options.epochs * in_epoch, options.batch, in_epoch, "rmsprop", 1e-3, seed=seed, backend=options.backend
+        options.epochs * in_epoch,
+        options.batch,
+        options.every * in_epoch,
+        "rmsprop",
+        1e-3,
+        seed=seed,
+        backend=options.backend,
     )
     about = {**dropout._asdict(), "size": options.size, "crop": options.crop, "draws": options.draws}
     about |= {"whole": options.whole, "bfloat16": options.bfloat16}

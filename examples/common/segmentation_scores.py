@@ -18,12 +18,13 @@ CLASSES = len(CAMVID) - 1
 BINS = 15  # of probabilities
 WINDOW, STRIDES = 2, (1, 2)  # of PAvPU in pixels (LBD section 3.2.2); windows that slide, and that do not overlap
 GRID = np.linspace(0, 1, 21)  # t of LBD's thresholds
+AT_ONCE = 16  # images, where nothing but their labels is kept
 
 Data = tuple[Tensor, Tensor]
 
 
 class Prediction(NamedTuple):
-    """Of one image: class probabilities ``[height, width, classes]``, and the mean entropy of draws."""
+    """Of images: class probabilities ``[..., height, width, classes]``, and the mean entropy of draws."""
 
     probs: Tensor
     aleatoric: Tensor
@@ -38,7 +39,7 @@ class Prediction(NamedTuple):
         return (self.entropy - self.aleatoric).clamp(min=0)
 
 
-Predict = Callable[[Tensor], Prediction]  # of an image of bytes
+Predict = Callable[[Tensor], Prediction]  # of bytes, [..., height, width, 3]
 
 
 def mean_of(model: Any, guide: Any, as_inputs: Callable[[Tensor], Tensor]) -> Predict:
@@ -61,15 +62,17 @@ def _predict(model: Any, guide: Any, as_inputs: Callable[[Tensor], Tensor], draw
 
     device = next(model.buffers()).device
 
-    def of(image: Tensor) -> Prediction:
-        found = predict.moments(as_inputs(image.to(device)).unsqueeze(0))
-        return Prediction(*(found[site].mean[0].cpu() for site in sites))
+    def of(images: Tensor) -> Prediction:
+        x = as_inputs(images.to(device))
+        found = predict.moments(x.reshape(-1, *x.shape[-3:]))
+        means = (found[site].mean.cpu() for site in sites)
+        return Prediction(*(mean.reshape(images.shape[:-3] + mean.shape[1:]) for mean in means))
 
     return of
 
 
 def labels_of(predict: Predict, x: Tensor) -> Tensor:
-    return torch.stack([predict(image).probs.argmax(-1) for image in x])
+    return torch.cat([predict(some).probs.argmax(-1) for some in x.split(AT_ONCE)])
 
 
 def confusion(labels: Tensor, y: Tensor) -> Tensor:

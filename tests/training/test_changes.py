@@ -184,18 +184,57 @@ def test_an_optimiser_s_state_and_options():
     assert_alike(happens, lambda: function_of(net()))
 
 
-def test_a_rate_that_is_a_number_and_changes():
-    """SGD takes no tensor for its learning rate: after some steps that were compiled in vain its update is eager."""
+def test_values_of_buffers_that_change():
+    """Read as a number, a buffer is no part of a graph: its value would stay that of the trace."""
+
+    def model():
+        inner = FixedNoise(mlp(3, (4,)).double(), size=20)
+        inner.register_buffer("factor", torch.tensor(1.0, dtype=F64))
+
+        def scaled(x, y=None):
+            return inner(x * float(inner.factor), y)
+
+        scaled.inner = inner
+        return scaled
 
     def happens(run):
-        for _ in range(10):
+        for i in range(4):
             run("step")
-            for o in run.optim.optim_objs.values():
-                o.param_groups[0]["lr"] *= 0.9
+            run.model.inner.factor.fill_(2.0 + i)
 
-    sgd = lambda: pyro.optim.SGD({"lr": 1e-2, "momentum": 0.9})  # noqa: E731
+    still = partial(AutoBernoulliDropout, rate=0.0)  # eager steps draw other numbers
+    assert not assert_alike(happens, model, still, warns="cannot be traced .*reads the value of a tensor")
+
+
+def rates_fall(run):
+    for _ in range(10):
+        run("step")
+        for o in run.optim.optim_objs.values():
+            o.param_groups[0]["lr"] *= 0.9
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.Adadelta])
+def test_rates_that_change_where_pytorch_wants_numbers(kind):
+    optim = lambda: pyro.optim.PyroOptim(kind, {"lr": 1e-2})  # noqa: E731
+    assert len(assert_alike(rates_fall, lambda: function_of(net()), optim=optim)) == 1
+
+
+class Plain(torch.optim.Optimizer):
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p -= float(group["lr"]) * p.grad
+
+
+def test_a_rate_that_is_a_number_and_changes():
+    """No tensor will do for it: after some steps that were compiled in vain the update is eager."""
+    plain = lambda: pyro.optim.PyroOptim(Plain, {"lr": 1e-2})  # noqa: E731
     warns = "runs the update eagerly: the optimiser's options change"
-    assert len(assert_alike(happens, lambda: function_of(net()), optim=sgd, warns=warns)) <= 4
+    assert len(assert_alike(rates_fall, lambda: function_of(net()), optim=plain, warns=warns)) <= 4
 
 
 def test_batch_norm_of_a_model_that_is_a_function():

@@ -401,7 +401,7 @@ def test_what_cannot_be_traced_runs_eagerly_and_says_why(why):
         return s.model(x, y)
 
     extra = {"extra": [torch.zeros(2).numpy()]} if why == "array" else {}
-    message = {"branch": "data-dependent|value out of", "poisson": "poisson", "array": "neither a tensor nor"}[why]
+    message = {"branch": "reads the value of a tensor", "poisson": "poisson", "array": "neither a tensor nor"}[why]
     ends = []
     for kind in (partial(CompiledSVI, backend="eager"), SVI):
         pyro.clear_param_store()
@@ -503,7 +503,15 @@ def test_losses_and_backends_that_are_none_raise():
     with pytest.raises(ValueError, match="traces the losses of pyro_dropout, but found Trace_ELBO"):
         CompiledSVI(s.model, s.guide, pyro.optim.Adam({}), Trace_ELBO())
     with pytest.raises(ValueError, match="backend must be"):
-        CompiledSVI(s.model, s.guide, pyro.optim.Adam({}), backend="cudagraphs")
+        CompiledSVI(s.model, s.guide, pyro.optim.Adam({}), backend="tvm")
+
+
+def test_a_graph_of_the_gpu_wants_tensors_on_one():
+    s = scenario("regression", "fixed", "elbo")
+    svi = CompiledSVI(s.model, s.guide, pyro.optim.Adam({}), s.loss, backend="cudagraphs", progress=False)
+    svi.step(*s.args)
+    with pytest.raises(ValueError, match='"cudagraphs" runs on a GPU, but found tensors on cpu'):
+        svi.step(*s.args)
 
 
 def test_it_says_what_it_compiled_twice_at_most(capsys, monkeypatch):

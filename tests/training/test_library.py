@@ -203,8 +203,7 @@ def test_a_compiler_that_fails_leaves_the_steps_as_they_are(folder, makes):
     arguments = data()
     torch.manual_seed(1)
     losses = [svi.step(*arguments) for _ in range(2)]
-    (child,) = children()
-    assert ends(child)
+    assert all(ends(child) for child in children())  # none, if it has ended already
     with pytest.warns(UserWarning, match="operation by operation, not compiled: .*no space left on device"):
         losses.append(svi.step(*arguments))
     losses.append(svi.step(*arguments))

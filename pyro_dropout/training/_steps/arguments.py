@@ -11,7 +11,7 @@ from pyro_dropout._checks import check_choice, said
 from pyro_dropout.losses.elbo import TraceDropout_ELBO
 
 
-def check_loss_and_backend(who: str, losses: Iterable[Any], backend: str) -> None:
+def check_loss_and_backend(who: str, losses: Iterable[Any], backend: str, *more: str) -> None:
     """Raises where a loss or a backend is none that compiled steps have."""
     for loss in losses:
         if not isinstance(loss, TraceDropout_ELBO):
@@ -19,7 +19,7 @@ def check_loss_and_backend(who: str, losses: Iterable[Any], backend: str) -> Non
                 f"{who} traces the losses of pyro_dropout, but found {type(loss).__name__}: use TraceDropout_ELBO or "
                 "RenyiDropout_ELBO, or pyro.infer.SVI for this loss"
             )
-    check_choice(("inductor", "eager"), backend=backend)
+    check_choice(("inductor", "eager", *more), backend=backend)
 
 
 def check_optimisers(**named: Any) -> None:

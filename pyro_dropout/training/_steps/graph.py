@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_dropout.training._steps.internals import compile_graph, decompositions_of, one_fake_mode
 from pyro_dropout.training._steps.library import Library
@@ -53,11 +54,7 @@ class Traced(NamedTuple):
         tensors = dict(zip(placeholders[-len(self.tensors) :], self.tensors, strict=True))
         found = set()
         for node in self.module.graph.nodes:
-            schema = getattr(node.target, "_schema", None)
-            if node.op == "call_function" and schema is not None and schema.is_mutable:
-                for argument, given in zip(schema.arguments, node.args, strict=False):
-                    if argument.alias_info is not None and argument.alias_info.is_write and given in tensors:
-                        found.add(id(tensors[given]))
+            found |= {id(tensors[argument]) for argument in written_by(node) if argument in tensors}
         return found
 
     def out_of_place(self, inputs: Sequence[Tensor]) -> GraphModule:
@@ -68,6 +65,15 @@ class Traced(NamedTuple):
             return graph_of(lambda *tensors: function(*tensors), copies, _WITHOUT_VMAP)
 
 
+def written_by(node: Node) -> list[Any]:
+    """Arguments that an operation changes in place."""
+    schema = getattr(node.target, "_schema", None)
+    if node.op != "call_function" or schema is None or not schema.is_mutable:
+        return []
+    pairs = zip(schema.arguments, node.args, strict=False)
+    return [given for argument, given in pairs if argument.alias_info is not None and argument.alias_info.is_write]
+
+
 def graph_of(function: Callable[..., Any], inputs: Sequence[Tensor], decompositions: Any = None) -> GraphModule:
     """Runs the function once. Whatever it does that is no operation on tensors happens now and never again."""
     with one_fake_mode():
@@ -76,7 +82,8 @@ def graph_of(function: Callable[..., Any], inputs: Sequence[Tensor], decompositi
 
 def trace(function: Callable[..., Any], inputs: Sequence[Tensor]) -> Traced:
     """The graph of a function (:func:`graph_of`) that refers to tensors which are not among its inputs."""
-    module = graph_of(function, inputs, {aten.native_batch_norm.default: _batch_norm})
+    with _NoValues():
+        module = graph_of(function, inputs, {aten.native_batch_norm.default: _batch_norm})
     graph = module.graph
     tensors: dict[int, tuple[Node, Tensor]] = {}
     last = [node for node in graph.nodes if node.op == "placeholder"][-1]
@@ -96,6 +103,15 @@ def trace(function: Callable[..., Any], inputs: Sequence[Tensor]) -> Traced:
             raise NotImplementedError(f"the size of what {node.target} returns depends on values")
     graph.eliminate_dead_code()
     return Traced(GraphModule(torch.nn.Module(), graph), [tensor for _, tensor in tensors.values()])
+
+
+class _NoValues(TorchDispatchMode):
+    """Values of tensors become a part of no graph: they may be others at the next call."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is aten._local_scalar_dense.default:
+            raise NotImplementedError(f"it reads the value of a tensor of shape {tuple(args[0].shape)}")
+        return func(*args, **(kwargs or {}))
 
 
 def _size_depends_on_values(node: Node) -> bool:

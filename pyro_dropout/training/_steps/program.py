@@ -16,6 +16,7 @@ from pyro_dropout._store import still_stored, stored, unconstrained
 from pyro_dropout._values import as_traced
 from pyro_dropout.guides.rates import zero_rates
 from pyro_dropout.losses.elbo import TraceDropout_ELBO
+from pyro_dropout.training._steps.captured import Captured
 from pyro_dropout.training._steps.graph import Compiled, trace
 from pyro_dropout.training._steps.randomness import KeyedRandomness, drawn_by, random_keys
 from pyro_dropout.training._steps.state import held_by, modules_of, still_held, unchanged
@@ -70,6 +71,12 @@ class Program:
 
     def compile(self, wait: bool, say: Callable[[str, float], None]) -> None:
         self._function = Compiled(self.traced, self.examples, wait, say)
+
+    def capture(self) -> None:
+        """
+        :raises ValueError: tensors that are not on a GPU.
+        """
+        self._function = Captured(self.traced, len(self.examples))
 
     def __call__(self, key: Tensor, inputs: Sequence[Tensor]) -> Tensor:
         """Evaluates it once; gradients of the last call are kept for :meth:`accumulate`."""

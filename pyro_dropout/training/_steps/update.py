@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from pyro.optim import PyroOptim
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from pyro_dropout.training._steps.internals import capturable_anywhere
 
@@ -186,11 +187,29 @@ class Update:
                         group["lr"] = rate
                     if "capturable" in group:
                         group["capturable"] = True
-            with capturable_anywhere():
+                    if "foreach" in group:  # on a GPU the default, which cannot be mapped over replicates
+                        group["foreach"] = False
+            with capturable_anywhere(), _TensorsForNumbers():
                 yield
         finally:
             for group, options in zip(self.groups, before, strict=True):
                 group.update(options)
+
+
+class _TensorsForNumbers(TorchFunctionMode):
+    """In-place sums that are scaled by a learning rate, which PyTorch wants as a number, take it as a tensor too."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        scale = kwargs.get(_SCALES.get(func, ""))
+        if not isinstance(scale, Tensor):
+            return func(*args, **kwargs)
+        target, *others = args
+        term = others[0] if len(others) == 1 else others[0] / others[1]
+        return target.add_((scale * term).to(target.dtype))
+
+
+_SCALES = {Tensor.add_: "alpha", Tensor.addcdiv_: "value"}
 
 
 def _counts(key: str) -> bool:

@@ -18,6 +18,7 @@ from examples.common.segmentation_scores import (
     iou,
     iou_by_image,
     judged,
+    labels_of,
     mean_of,
 )
 from models.segmentation import FCDenseNet, Segmentation, has_dropout
@@ -97,6 +98,8 @@ def test_draws_are_the_same_functions_for_all_images(network):
     mean = mean_of(model, guide, as_inputs)(x[0])
     assert not torch.allclose(mean.probs, one.probs, atol=1e-4)
     assert mean.epistemic.max() < 1e-5
+    torch.testing.assert_close(predict(x).probs[0], one.probs)  # of several at once
+    assert torch.equal(labels_of(predict, x)[0], one.probs.argmax(-1))
 
 
 def test_uncertainty_of_a_prediction():
