@@ -60,7 +60,7 @@ class Segmentation(PyroModule):
     def forward(self, x: Tensor, y: Tensor | None = None) -> Any:
         with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None):
             logits = self.net(x)
-        logits = (logits if self.autocast is None else logits.float()).movedim(-3, -1)
+        logits = logits.movedim(-3, -1)
         labelled = True if y is None else y != self.ignored
         with pyro.plate("images", max(self.size, len(x)), subsample_size=len(x)):
             log_probs = logits.log_softmax(-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+_DEVICES = ("cpu", "cuda")  # that autocast is for
 _borrowing = ContextVar("borrowing", default=False)
 
 
@@ -37,6 +38,21 @@ def in_backward() -> bool:
 def forked_rng() -> Iterator[None]:
     """Random numbers that are drawn inside leave those outside as they are."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        yield
+
+
+def autocast_state() -> tuple[Any, ...]:
+    """Of each device where autocast is on, the type that operations take."""
+    on = [device for device in _DEVICES if torch.is_autocast_enabled(device)]
+    return tuple((device, torch.get_autocast_dtype(device)) for device in on)
+
+
+@contextmanager
+def single_precision() -> Iterator[None]:
+    """Without autocast, which would take sums of products to fewer digits."""
+    with ExitStack() as stack:
+        for device, _ in autocast_state():
+            stack.enter_context(torch.autocast(device, enabled=False))
         yield
 
 

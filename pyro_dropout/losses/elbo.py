@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_dropout._checks import check_choice, check_counts, check_flags, check_functions
 from pyro_dropout._failures import said_of_arguments
-from pyro_dropout._modes import forked_rng, trial_run
+from pyro_dropout._modes import forked_rng, single_precision, trial_run
 from pyro_dropout._sites import is_deterministic, sample_sites
 from pyro_dropout._values import is_traced
 from pyro_dropout.losses._broadcasting import check_broadcasting, check_depth, without_members
@@ -49,6 +49,9 @@ class TraceDropout_ELBO(ELBO):
     plate's own scale). No density of a dense weight is evaluated. Relaxed masks keep the KL of binary ones
     (CD appendix B, first interpretation). Other latent sites contribute their closed-form KL where Pyro has one
     and a reparametrised estimate otherwise.
+
+    Under ``torch.autocast`` the network computes in the lower precision, what leaves a
+    :class:`~pyro_dropout.BayesianModule`, the KL and all sums stay in single precision.
 
     With masks per datum the likelihood of a datum must depend on its own row of each layer's input alone. A run at the
     first step checks it: networks that mix the rows of a batch, or observations that pick rows by an index, need
@@ -288,6 +291,7 @@ class TraceDropout_ELBO(ELBO):
     def _estimator(self) -> GradientEstimator:
         return self.gradient or DisARM()
 
+    @single_precision()
     def _negative_elbo(self, runs: list[GuidedRun], traced: bool = False) -> Tensor:
         data = self._data_terms(runs, traced)
         latent = [[self._share(term) for term in self._latent_terms(run)] for run in runs]

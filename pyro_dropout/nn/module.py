@@ -11,10 +11,11 @@ import pyro.distributions as dist
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
+from torch.utils._pytree import tree_map
 
 from pyro_dropout._checks import check_counts, said
 from pyro_dropout._failures import said_of_arguments
-from pyro_dropout._modes import in_backward
+from pyro_dropout._modes import autocast_state, in_backward
 from pyro_dropout.nn._batching import run
 from pyro_dropout.nn._call import Call, Network
 from pyro_dropout.nn._full_prior import moved
@@ -37,6 +38,8 @@ class BayesianModule(PyroModule):
     Layers inside ``net`` may be checkpointed (:func:`torch.utils.checkpoint.checkpoint`, ``use_reentrant=False``):
     what runs again in the backward pass sees the weights and masks of its own call. ``net`` returns tensors, or lists,
     tuples and dictionaries of them; no function, which would run its layers later.
+
+    Under ``torch.autocast`` the network computes in the lower precision and returns single precision.
 
     :param net: any :class:`torch.nn.Module`; the first dimension of its inputs and outputs is the batch
         (of recurrent layers' last states the second).
@@ -119,7 +122,7 @@ class BayesianModule(PyroModule):
                 net = self.net
             first: Any = self._modules["_first"]
             network = Network(net, self._slots, first, self.event_dim, self._mixing, self._trunks)
-            return run(network, Call(values, args, kwargs))
+            return _in_single_precision(run(network, Call(values, args, kwargs)))
 
     def _sample(self, name: str, slot: Slot) -> Tensor:
         fullname = self._pyro_get_fullname(name)
@@ -129,6 +132,14 @@ class BayesianModule(PyroModule):
             value = pyro.sample(fullname, slot.prior, infer=infer)
             self._pyro_context.set(fullname, value)
         return value
+
+
+def _in_single_precision(found: Any) -> Any:
+    """What a network returns, without the lower precision that autocast gave it: sums of log-densities need more."""
+    lower = {dtype for _, dtype in autocast_state()}
+    if not lower:
+        return found
+    return tree_map(lambda leaf: leaf.float() if isinstance(leaf, Tensor) and leaf.dtype in lower else leaf, found)
 
 
 def _check(net: Any, event_dim: Any) -> None:

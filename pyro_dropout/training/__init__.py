@@ -2,7 +2,8 @@
 
 Stock ``pyro.infer.SVI`` trains every guide of this package. ``CompiledSVI`` (``compiled``) is the same with model,
 guide, loss, gradient and the optimiser's update traced once into one graph that is compiled; ``ReplicatedSVI``
-(``replicates``) maps that graph over many networks. ``checkpoint`` saves what training goes on from. The machinery is
+(``replicates``) maps that graph over many networks. ``checkpoint`` saves what training goes on from;
+``distributed`` is for several processes, each with rows of its own. The machinery is
 in ``_steps``, in this order: ``arguments`` (what is refused), ``randomness`` (numbers as a function of a key),
 ``graph`` (what a function does to tensors), ``library`` (a graph that another process compiles, with ``maker``),
 ``update`` (an optimiser's), ``state`` (what model and guide hold), ``program`` (a whole step), ``differences`` and
@@ -12,6 +13,23 @@ in ``_steps``, in this order: ``arguments`` (what is refused), ``randomness`` (n
 
 from pyro_dropout.training.checkpoint import load_checkpoint, save_checkpoint
 from pyro_dropout.training.compiled import CompiledSVI
+from pyro_dropout.training.distributed import (
+    DistributedSVI,
+    distributed_loss,
+    distributed_step,
+    load_distributed,
+    save_distributed,
+)
 from pyro_dropout.training.replicates import ReplicatedSVI
 
-__all__ = ["CompiledSVI", "ReplicatedSVI", "load_checkpoint", "save_checkpoint"]
+__all__ = [
+    "CompiledSVI",
+    "DistributedSVI",
+    "ReplicatedSVI",
+    "distributed_loss",
+    "distributed_step",
+    "load_checkpoint",
+    "load_distributed",
+    "save_checkpoint",
+    "save_distributed",
+]

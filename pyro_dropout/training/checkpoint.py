@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import pickle
-import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
 from pyro_dropout._checks import said
 from pyro_dropout._store import load_state_of, state_of
+from pyro_dropout.training._random import random_state, set_random_state
 
 _FORMAT = "pyro_dropout 1"
 
@@ -50,7 +49,7 @@ def save_checkpoint(path: str | os.PathLike, **parts: Any) -> None:
     values = {name: part for name, part in parts.items() if name not in states}
     for name, value in values.items():
         _check_plain(name, value)
-    state = {"format": _FORMAT, "states": states, "values": values, "random": _random_state()}
+    state = {"format": _FORMAT, "states": states, "values": values, "random": random_state()}
     temporary = path.with_name(path.name + ".part")
     torch.save(state, temporary)
     os.replace(temporary, path)
@@ -116,7 +115,7 @@ def load_checkpoint(path: str | os.PathLike, map_location: Any = None, **parts: 
             _load_pyro_optimiser(part, states[name], names)
         elif name not in modules:
             part.load_state_dict(states[name])
-    _set_random_state(state["random"])
+    set_random_state(state["random"])
     return state["values"]
 
 
@@ -183,22 +182,3 @@ def _load_pyro_optimiser(optimiser: Any, states: dict[str, Any], names: dict[str
             optimiser.optim_objs[parameter] = optimiser._get_optim(parameter)
             optimiser.grad_clip[parameter] = optimiser._get_grad_clip(parameter)
         load_state_of(optimiser.optim_objs[parameter], state)
-
-
-def _random_state() -> dict[str, Any]:
-    kind, key, *rest = np.random.get_state()  # noqa: NPY002
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "python": random.getstate(),
-        "numpy": [str(kind), [int(k) for k in key], *rest],
-    }
-
-
-def _set_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["torch"].cpu())
-    if len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([t.cpu() for t in state["cuda"]])
-    random.setstate(state["python"])
-    kind, key, *rest = state["numpy"]
-    np.random.set_state((kind, np.array(key, dtype=np.uint32), *rest))  # noqa: NPY002

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pyro_dropout._checks import check_flags, check_functions
 from pyro_dropout._failures import listed, said_of_arguments
+from pyro_dropout._modes import autocast_state
 from pyro_dropout.losses.elbo import TraceDropout_ELBO
 from pyro_dropout.losses.nonfinite import find_nonfinite, not_finite
 from pyro_dropout.training._steps.arguments import check_loss_and_backend, check_optimisers
@@ -41,12 +42,12 @@ class CompiledSVI(SVI):
     difference.
 
     What the trace saw holds until it is made again: for arguments of another shape, dtype or device, for other
-    arguments that are no tensors, for modules in another mode (``train``, ``eval``), for parameters, buffers or an
-    optimiser's state that are replaced. Other attributes of a model are taken as the trace saw them: what changes
-    between steps must be an argument or a buffer. Learning rates and α are taken care of. What cannot be traced, such
-    as a model that branches on values, runs eagerly, with a warning that says why. An optimiser that counts outside
-    of tensors (Pyro's ``ClippedAdam``), or whose learning rate must be a number and changes (none of
-    PyTorch's), runs beside compiled gradients.
+    arguments that are no tensors, for modules in another mode (``train``, ``eval``), in or out of ``torch.autocast``,
+    for parameters, buffers or an optimiser's state that are replaced. Other attributes of a model are taken as the
+    trace saw them: what changes between steps must be an argument or a buffer. Learning rates and α are taken care of.
+    What cannot be traced, such as a model that branches on values or reads them as numbers, runs eagerly, with a
+    warning that says why. An optimiser that counts outside of tensors (Pyro's ``ClippedAdam``), or whose learning rate
+    must be a number and changes (none of PyTorch's), runs beside compiled gradients.
 
     :param model: a Pyro model.
     :param guide: its guide.
@@ -239,7 +240,8 @@ class CompiledSVI(SVI):
         leaves, spec = (args, None) if flat else tree_flatten((args, kwargs))
         inputs = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         kinds = tuple((leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf for leaf in leaves)
-        return (kind, spec, kinds, tuple(module.training for module in self._modules)), inputs
+        modes = (*(module.training for module in self._modules), *autocast_state())
+        return (kind, spec, kinds, modes), inputs
 
     def _look_up(self, kind: str, args: Any, kwargs: Any) -> tuple[Any, list[Tensor]]:
         """What was compiled for such arguments, None if they are new, or that it cannot be; the tensors among them."""

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from pyro_dropout._checks import check_flags, check_functions, check_positive, check_seeds, check_tensors, said
 from pyro_dropout._failures import listed, said_of_arguments, undone_if_it_fails
-from pyro_dropout._modes import forked_rng
+from pyro_dropout._modes import autocast_state, forked_rng
 from pyro_dropout._store import load_state_of, named, state_of
 from pyro_dropout.losses.elbo import TraceDropout_ELBO
 from pyro_dropout.training._steps.arguments import (
@@ -302,7 +302,12 @@ class ReplicatedSVI:
         modes, *others = (tuple(module.training for module in modules) for modules in self._modules)
         if any(len(other) == len(modes) and other != modes for other in others):
             raise ValueError("some replicates are in training mode and others are not: they share one graph")
-        key = (spec, modes, *((t.shape, t.dtype, t.device) if isinstance(t, Tensor) else t for t in leaves))
+        key = (
+            spec,
+            modes,
+            autocast_state(),
+            *((t.shape, t.dtype, t.device) if isinstance(t, Tensor) else t for t in leaves),
+        )
         common = self._common
         current = all(step.is_current() for step in self._steps.values()) and still_held(self._held)
         if common is None or not current or not all(u.is_current() for u in common.updates):

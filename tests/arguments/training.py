@@ -1,5 +1,6 @@
 """Wrong arguments of ``training``."""
 
+import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from pyro_dropout import (
     TraceDropout_ELBO,
     load_checkpoint,
     save_checkpoint,
+    training,
 )
 from tests.arguments.cases import Of, Wrong, call
 from tests.arguments.data import BOTH, DATA, FUNCTION, data, some
@@ -68,7 +70,89 @@ def saved(w):
     return load_checkpoint
 
 
+def in_group(function):
+    """Of one process."""
+
+    def called(*args, **kwargs):
+        with tempfile.TemporaryDirectory() as folder:
+            torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/at", rank=0, world_size=1)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                torch.distributed.destroy_process_group()
+
+    return called
+
+
+class Held(nn.Module):
+    """The world's model as a module."""
+
+    def __init__(self, w):
+        super().__init__()
+        self.net, self.forward = w.module, w.model
+
+
+def wrapped(elbo, model, guide, **options):
+    return training.distributed_loss(elbo, model, guide, X, Y, **options)
+
+
+def svi_of_ranks(x=X, **options):
+    return training.DistributedSVI(**options, backend="eager", progress=False).step(x, Y)
+
+
+def stepped(w):
+    def step(x, y, **wrong):
+        with torch.random.fork_rng():  # it seeds each rank
+            loss = training.distributed_loss(TraceDropout_ELBO(), Held(w), w.guide, X, Y)
+        return training.distributed_step(
+            **{"loss": loss, "optim": torch.optim.SGD([X.new_zeros(1)]), **wrong}, x=x, y=y
+        )
+
+    return in_group(step)
+
+
+def loaded_by_ranks(w):
+    in_group(training.save_distributed)(FILE, layer=LAYER, count=3)
+    save_checkpoint("alone.pt", layer=LAYER)
+    return in_group(training.load_distributed)
+
+
+DISTRIBUTED = [
+    call(
+        "distributed_loss",
+        lambda w: in_group(wrapped),
+        lambda w: {"elbo": TraceDropout_ELBO(), "model": Held(w), "guide": w.guide},
+        elbo=["elbo", None, TraceDropout_ELBO, Trace_ELBO()],
+        model=["model", None, lambda x, y=None: None],
+        guide=["guide", None, lambda x, y=None: None],
+        seed=["seed", -1, 0.5],
+    ),
+    call("distributed_step", stepped, lambda w: BOTH, loss=["loss", 3, LAYER], optim=["adam", ADAM]),
+    call(
+        "DistributedSVI",
+        lambda w: in_group(svi_of_ranks),
+        lambda w: {"model": w.model, "guide": w.guide, "optim": ADAM},
+        model=FUNCTION,
+        optim=["adam", None],
+        seed=["seed", -1, 0.5],
+    ),
+    call(
+        "save_distributed",
+        lambda w: in_group(training.save_distributed),
+        lambda w: {"path": FILE, "layer": LAYER},
+        path=[None, 3, Wrong("nowhere/checkpoint.pt", "nowhere", FileNotFoundError)],
+        layer=[lambda: 3, nn.Linear],
+    ),
+    call(
+        "load_distributed",
+        loaded_by_ranks,
+        lambda w: {"path": FILE, "layer": LAYER},
+        path=[None, 3, Wrong("nowhere.pt", "nowhere", FileNotFoundError), Wrong("alone.pt", "save_distributed writes")],
+        layer=[None, 3, nn.Linear(7, 1)],
+    ),
+]
 TRAINING = [
+    *DISTRIBUTED,
     call(
         "CompiledSVI",
         lambda w: partial(CompiledSVI, backend="eager", progress=False),
