@@ -70,6 +70,7 @@ def distributed_loss(
         >>> optim = torch.optim.Adam(loss.parameters())
         >>> distributed_step(loss, optim, x, y) > 0
         True
+        >>> del loss  # which must not outlive the group
         >>> dist.destroy_process_group()
     """
     for name, function in (("model", model), ("guide", guide)):
@@ -105,6 +106,7 @@ def distributed_step(loss: DistributedDataParallel, optim: torch.optim.Optimizer
         >>> optim = torch.optim.Adam(loss.parameters(), lr=0.1)
         >>> distributed_step(loss, optim, x) > distributed_step(loss, optim, x)
         True
+        >>> del loss  # which must not outlive the group
         >>> dist.destroy_process_group()
     """
     if not isinstance(loss, DistributedDataParallel):

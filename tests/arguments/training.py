@@ -1,5 +1,6 @@
 """Wrong arguments of ``training``."""
 
+import gc
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -77,8 +78,9 @@ def in_group(function):
         with tempfile.TemporaryDirectory() as folder:
             torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/at", rank=0, world_size=1)
             try:
-                return function(*args, **kwargs)
+                function(*args, **kwargs)
             finally:
+                gc.collect()  # what holds the group must not outlive it
                 torch.distributed.destroy_process_group()
 
     return called

@@ -1,5 +1,6 @@
 """Several processes on this machine: a function that each runs, and what it returned."""
 
+import gc
 import pickle
 import tempfile
 from pathlib import Path
@@ -25,4 +26,5 @@ def _run(rank, function, number, folder, args):
         found = function(rank, *args)
         (Path(folder) / str(rank)).write_bytes(pickle.dumps(found))
     finally:
+        gc.collect()  # what holds the group must not outlive it
         dist.destroy_process_group()
