@@ -22,7 +22,6 @@ import argparse
 from typing import Any
 
 import torch
-from joblib import Parallel, delayed
 from torch import Tensor
 
 from examples.alpha.attacks_claims import claims
@@ -30,6 +29,7 @@ from examples.alpha.attacks_tables import curves, pictures, tables
 from examples.alpha.gradient_sign import Functions, drawn_anew, drawn_once, iterated, mean_network, predictive, step
 from examples.alpha.networks import EPOCH, Network
 from examples.common.arguments import add_backend, add_outputs, count, parsed, script, settle
+from examples.common.engines import add_engine, spread
 from examples.common.fits import Data, Fitted, Recipe, digits, scores, softmax_inputs
 from examples.common.results import kept, whole
 from pyro_dropout.metrics import mutual_information, predictive_entropy
@@ -50,6 +50,7 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--test-images", type=count, default=1000, help="to attack (default 1,000)")
     parser.add_argument("--draws", type=count, default=10, help="of a gradient and of a prediction (default 10)")
     parser.add_argument("--processes", type=count, default=1, help="that share the networks (default 1)")
+    add_engine(parser)
     add_backend(parser)
     add_outputs(parser, default="outputs/alpha_attacks")
     quick = {"epochs": 6, "repeats": 1, "width": 40, "images": 2560, "test_images": 60, "backend": "eager"}
@@ -59,7 +60,7 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     options = options_of(arguments)
     tasks = [(alpha, seed) for seed in range(options.repeats) for alpha in NETWORKS]
-    found = Parallel(options.processes)(delayed(attacked)(alpha, seed, options) for alpha, seed in tasks)
+    found = spread(attacked, tasks, options)
     text = f"{tables(found)}\n\n{claims(found)}"
     print(f"\n{text}\n")
     with whole(options.outputs / "attacks.md") as file:

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from joblib import Parallel, delayed
 
 from examples.alpha.networks import EPOCH, Network
 from examples.common.arguments import add_backend, add_outputs, count, parsed, positive, script, settle
+from examples.common.engines import add_engine, spread
 from examples.common.fits import Recipe, digits, scores, softmax_inputs
 from examples.common.pictures import panels, save
 from examples.common.results import mean_and_error, whole
@@ -45,12 +45,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--draws", type=count, default=100, help="of the test (default 100)")
     parser.add_argument("--precision", type=positive, default=0.1, help="of the prior, l² (default 0.1)")
     parser.add_argument("--processes", type=count, default=1, help="that share the networks (default 1)")
+    add_engine(parser)
     add_backend(parser)
     add_outputs(parser, default="outputs/alpha_mnist")
     quick = {"epochs": 3, "every": 1, "repeats": 2, "images": 1280, "test_images": 500, "draws": 10, "backend": "eager"}
     options = parsed(parser, arguments, quick)
     tasks = [(alpha, seed) for seed in range(options.repeats) for alpha in ALPHAS]
-    found = Parallel(options.processes)(delayed(curve)(alpha, seed, options) for alpha, seed in tasks)
+    found = spread(curve, tasks, options)
     curves: Curves = {alpha: [] for alpha in ALPHAS}
     for (alpha, _), seen in zip(tasks, found, strict=True):
         curves[alpha].append(seen)

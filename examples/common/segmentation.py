@@ -11,6 +11,7 @@ from torch import Tensor
 
 from examples.common.arguments import add_backend, add_outputs, count, script, settle
 from examples.common.data.camvid import UNLABELLED, half_size, load_camvid
+from examples.common.engines import add_engine
 from examples.common.fits import Data, Fitted, Recipe, fitted
 from examples.common.segmentation_scores import CLASSES, iou, judged, labels_of, mean_of
 from models.segmentation import (
@@ -70,6 +71,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=count, default=1, help="networks of each kind (default 1)")
     parser.add_argument("--draws", type=count, default=20, help="of a prediction (default 20)")
     parser.add_argument("--processes", type=count, default=1, help="that share the networks (default 1)")
+    add_engine(parser)
     parser.add_argument("--whole", action="store_true", help="images of 360 × 480 pixels, not of half that side")
     parser.add_argument("--bfloat16", action="store_true", help="networks compute in it; losses and rates do not")
     parser.add_argument("--device", type=torch.device, default="cpu", help="of networks (default cpu; --full: cuda)")

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from joblib import Parallel, delayed
 from matplotlib import colormaps
 
 from examples.common.data.camvid import UNLABELLED
+from examples.common.engines import spread
 from examples.common.pictures import panels, save
 from examples.common.results import mean_and_error
 from examples.common.segmentation import Dropout, as_inputs, images, trained
@@ -26,7 +26,7 @@ def computed(networks: Sequence[Dropout], options: argparse.Namespace) -> Result
     tasks = [(dropout, seed) for seed in range(options.seeds) for dropout in networks]
     for part in ("train", "val", "test"):
         images(part, options.whole, options.images)  # read before several processes do
-    found = Parallel(options.processes)(delayed(_history)(dropout, seed, options) for dropout, seed in tasks)
+    found = spread(_history, tasks, options)
     results: Results = {dropout: [] for dropout in networks}
     for (dropout, _), history in zip(tasks, found, strict=True):
         results[dropout].append(history)

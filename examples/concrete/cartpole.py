@@ -15,9 +15,9 @@ import argparse
 from typing import Any
 
 import numpy as np
-from joblib import Parallel, delayed
 
 from examples.common.arguments import add_backend, add_outputs, count, parsed, script, settle
+from examples.common.engines import add_engine, spread
 from examples.common.fits import named_by
 from examples.common.pictures import panels, save
 from examples.common.results import whole
@@ -40,12 +40,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Found]:
     for name, default in Plan()._asdict().items():
         parser.add_argument(f"--{name}", type=count, default=default, help="(default %(default)s)")
     parser.add_argument("--processes", type=count, default=1, help="that share the runs (default 1)")
+    add_engine(parser)
     add_backend(parser)
     add_outputs(parser, default="outputs/cartpole")
     quick = {"episodes": 3, "seeds": 2, "fits": 30, "updates": 2, "particles": 4, "draws": 5, "backend": "eager"}
     options = parsed(parser, arguments, quick)
     tasks = [(s, arm, seed) for s in (True, False) for seed in range(options.seeds) for arm in ARMS]
-    histories = Parallel(options.processes)(delayed(_run)(*task, options) for task in tasks)
+    histories = spread(_run, tasks, options)
     found: dict[str, Found] = {name: {arm: [] for arm in ARMS} for name in ("policy", "scripted")}
     for (scripted, arm, _), history in zip(tasks, histories, strict=True):
         found["scripted" if scripted else "policy"][arm].append(history)

@@ -26,9 +26,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from joblib import Parallel, delayed
-
 from examples.common.arguments import add_backend, add_outputs, count, parsed, script
+from examples.common.engines import add_engine, spread
 from examples.common.results import whole
 from examples.concrete.rates_mnist_claims import claims
 from examples.concrete.rates_mnist_runs import ARMS, Run, history, runs_of
@@ -45,6 +44,7 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--draws", type=count, default=50, help="of a prediction (default 50, published 200)")
     parser.add_argument("--test-images", type=count, default=10_000, help="(default all)")
     parser.add_argument("--processes", type=count, default=1, help="that share the networks (default 1)")
+    add_engine(parser)
     add_backend(parser)
     add_outputs(parser, default="outputs/rates_mnist")
     quick = {"epochs": 1, "repeats": 1, "draws": 5, "test_images": 200, "arms": ["start"], "backend": "eager"}
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> dict[Run, list[dict[str, Any]]]:
     options = options_of(arguments)
     runs = list(dict.fromkeys(run for arm in options.arms for run in runs_of(arm, options.repeats)))
     runs.sort(key=lambda run: run.seed)  # one of everything first
-    histories = Parallel(options.processes)(delayed(history)(run, options) for run in runs)
+    histories = spread(history, [(run,) for run in runs], options)
     found = dict(zip(runs, histories, strict=True))
     text = f"{tables(found, options.arms)}\n\n{claims(found, options.arms)}"
     print(f"\n{text}\n")

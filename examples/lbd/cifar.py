@@ -25,9 +25,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from joblib import Parallel, delayed
-
 from examples.common.arguments import add_backend, add_outputs, count, parsed, positive, script
+from examples.common.engines import add_engine, spread
 from examples.common.results import whole
 from examples.lbd.cifar_tables import draw, tables
 from examples.lbd.cifar_training import METHODS, featured, head
@@ -48,6 +47,7 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--draws", type=count, default=50, help="of a prediction (default 50, published 10)")
     parser.add_argument("--images", type=count, default=50_000, help="of each part at most (default all)")
     parser.add_argument("--processes", type=count, default=1, help="that share the heads (default 1)")
+    add_engine(parser)
     add_backend(parser)
     add_outputs(parser, default="outputs/cifar")
     quick = {"epochs": 1, "head_epochs": 2, "channels": [4, 8, 8, 8], "width": 16, "lengthscales": [1.0]}
@@ -57,9 +57,8 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> dict[str, list[dict[str, Any]]]:
     options = options_of(arguments)
     featured(options)  # once, before heads of several processes ask for it
-    run = Parallel(options.processes)
     tuning = [(name, each) for name in METHODS for each in options.lengthscales]
-    tuned = run(delayed(head)(name, each, TUNING_SEED, options) for name, each in tuning)
+    tuned = spread(head, [(*pair, TUNING_SEED) for pair in tuning], options)
     densities = {
         pair: result["draws"]["validation"]["log_likelihood"] for pair, result in zip(tuning, tuned, strict=True)
     }
@@ -71,7 +70,7 @@ def main(arguments: list[str] | None = None) -> dict[str, list[dict[str, Any]]]:
         )
         print(f"{name}: lengthscale {best[name]:g} by draws, {by_mean:g} by the mean network")
     tasks = [(name, seed) for seed in range(options.seeds) for name in METHODS]
-    found = run(delayed(head)(name, best[name], seed, options) for name, seed in tasks)
+    found = spread(head, [(name, best[name], seed) for name, seed in tasks], options)
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in METHODS}
     for (name, _), result in zip(tasks, found, strict=True):
         results[name].append(result)

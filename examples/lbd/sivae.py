@@ -27,9 +27,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from joblib import Parallel, delayed
-
 from examples.common.arguments import add_backend, add_outputs, count, parsed, positive, script
+from examples.common.engines import add_engine, spread
 from examples.common.results import whole
 from examples.lbd.sivae_tables import draw, tables
 from examples.lbd.sivae_training import ACTIVATIONS, NAMES, result
@@ -49,6 +48,7 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--activation", choices=ACTIVATIONS, default="tanh", help="(default tanh)")
     parser.add_argument("--draws", type=count, default=50, help="of a prediction (default 50)")
     parser.add_argument("--processes", type=count, default=1, help="that share the networks (default 1)")
+    add_engine(parser)
     add_backend(parser)
     add_outputs(parser, default="outputs/sivae")
     quick = {
@@ -67,7 +67,7 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> dict[str, list[dict[str, Any]]]:
     options = options_of(arguments)
     tasks = [(name, split) for split in range(options.splits) for name in options.methods]
-    found = Parallel(options.processes)(delayed(result)(name, split, options) for name, split in tasks)
+    found = spread(result, tasks, options)
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in options.methods}
     for (name, _), each in zip(tasks, found, strict=True):
         results[name].append(each)

@@ -16,9 +16,9 @@ import argparse
 from typing import Any
 
 import numpy as np
-from joblib import Parallel, delayed
 
 from examples.common.arguments import add_backend, add_outputs, count, parsed, script, settle
+from examples.common.engines import add_engine, spread
 from examples.common.pictures import panels, save
 from examples.common.results import whole
 from examples.common.verdicts import interval, larger
@@ -39,10 +39,11 @@ def main(arguments: list[str] | None = None) -> Found:
     parser.add_argument("--agents", type=count, default=10, help="of each policy, one for each seed (default 10)")
     parser.add_argument("--steps", type=count, default=300_000, help="(default 300,000; published about the same)")
     parser.add_argument("--processes", type=count, default=1, help="that share the policies (default 1)")
+    add_engine(parser)
     add_backend(parser)
     add_outputs(parser, default="outputs/thompson")
     options = parsed(parser, arguments, {"agents": 2, "steps": 1_400, "backend": "eager"})
-    runs = Parallel(options.processes)(delayed(_settled)(policy, options) for policy in POLICIES)
+    runs = spread(_settled, [(policy,) for policy in POLICIES], options)
     found = dict(zip(POLICIES, runs, strict=True))
     text = tables(found, options)
     print(f"\n{text}\n")

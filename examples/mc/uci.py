@@ -28,7 +28,9 @@ where y has a deviation above about 1, smaller below.
 
 Results go to a file each in ``outputs/uci/``, and what is there is not computed again; training that was interrupted
 goes on from where it was a minute before. ``--method mc --dataset all --processes 2`` is a table, by two processes of
-half the threads, each with a data set at a time.
+half the threads, each with a data set at a time. ``--engine`` makes each split a fit of its own, of one thread, with a
+file of its own, by processes that joblib, Ray or Dask starts: slower than all at once, but a fit that fails leaves
+others alone, and there may be more machines. Numbers are then those of other random numbers, the same by any engine.
 """
 
 from __future__ import annotations
@@ -38,11 +40,7 @@ import json
 import time
 import zlib
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import repeat
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +50,8 @@ import torch
 
 from examples.common.arguments import add_backend, add_outputs, count, positive, script
 from examples.common.data import UCI, UCI_SPLITS, load_uci
+from examples.common.engines import add_engine, spread
+from examples.common.fits import named_by
 from examples.common.results import kept, mean_and_error
 from examples.mc.uci_training import LEARNING_RATE, SETS, Found, Run, fit, kinds
 
@@ -116,6 +116,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--lengthscales", type=positive, nargs="+", default=LENGTHSCALES, help="to choose from (default 0.1 0.3 1)"
     )
     parser.add_argument("--processes", type=count, default=1, help="that share sets, methods and threads (default 1)")
+    add_engine(parser, None, "what starts processes for splits one by one (default: a set's splits are one fit)")
     add_backend(parser)
     add_outputs(parser, "--output", "outputs/uci")
     options = parser.parse_args(arguments)
@@ -125,17 +126,11 @@ def main(arguments: list[str] | None = None) -> None:
             parser.error(f"--splits: {name} has {UCI_SPLITS[SETS[name].name]}, but found {options.splits}")
     given = [method for name in options.method for method in (ALPHAS if name == "alpha" else (name,))]
     methods = list(dict.fromkeys(given))
-    with ExitStack() as stack:
-        spread: Callable[..., Any] = map
-        if options.processes > 1:
-            threads = max(1, torch.get_num_threads() // options.processes)
-            pool = ProcessPoolExecutor(options.processes, get_context("spawn"), torch.set_num_threads, (threads,))
-            spread = stack.enter_context(pool).map
-        results = spread(run, names * len(methods), np.repeat(methods, len(names)).tolist(), repeat(options))
-        found = {}
-        for method in methods:
-            found[method] = {name: next(results) for name in names}
-            print_table(found[method], method, options)
+    tasks = [(name, method) for method in methods for name in names]
+    results = dict(zip(tasks, computed(tasks, options), strict=True))
+    found = {method: {name: results[name, method] for name in names} for method in methods}
+    for method in methods:
+        print_table(found[method], method, options)
     if len(found) > 1:
         print_differences(found)
     print(f"results in {options.output}")
@@ -145,30 +140,69 @@ def splits(text: str) -> int | str:
     return text if text == "all" else count(text)
 
 
+def computed(tasks: list[tuple[str, str]], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Results of sets and methods."""
+    if options.engine is None:
+        return spread(run, tasks, options)
+    fits = [(*task, split) for task in tasks for split in range(number_of(task[0], options))]
+    found = dict(zip(fits, spread(run_split, fits, options), strict=True))
+    return [joined([found[fit] for fit in fits if fit[:2] == task]) for task in tasks]
+
+
 def run(name: str, method: str, options: argparse.Namespace) -> dict[str, Any]:
     """Results of each split, seconds, and the epochs that they took."""
+    return experiment(name, method, options, range(number_of(name, options))).results()
+
+
+def run_split(name: str, method: str, split: int, options: argparse.Namespace) -> dict[str, Any]:
+    """The same of one split, whatever other splits are and how many processes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return experiment(name, method, options, range(split, split + 1), alone=True).results()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def joined(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Results of splits that were fits of their own, as those of all."""
+    lists = {kind: [one[kind][0] for one in found] for kind, value in found[0].items() if isinstance(value, list)}
+    seconds = float(np.mean([one["seconds"] for one in found]))
+    return {**lists, "seconds": seconds, "date": max(one["date"] for one in found), "epochs": found[0]["epochs"]}
+
+
+def number_of(name: str, options: argparse.Namespace) -> int:
+    return UCI_SPLITS[SETS[name].name] if options.splits == "all" else options.splits
+
+
+def experiment(
+    name: str, method: str, options: argparse.Namespace, splits: range, *, alone: bool = False
+) -> Experiment:
     data, precisions = load_uci(SETS[name].name), SETS[name].precisions
     grid: list[dict[str, float]]
     if method == "mc":
         grid = [{"rate": rate, "precision": precision} for rate in RATES for precision in precisions]
     else:
         grid = [{"lengthscale": lengthscale} for lengthscale in (options.lengthscales if method in LEARNED else (1.0,))]
-    number = len(data.train) if options.splits == "all" else options.splits
     lengths = (EARLY, 1.0) if method in LEARNED else (1.0,)
-    return Experiment(name, method, options, data, number, grid, lengths).results()
+    return Experiment(name, method, options, data, splits, grid, lengths, alone)
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A method on the first ``number`` splits of a set; points of ``grid`` and of ``lengths`` are chosen from."""
+    """A method on splits of a set; points of ``grid`` and of ``lengths`` are chosen from.
+
+    :param alone: files are of this split and named by all settings; otherwise of the first splits.
+    """
 
     name: str
     method: str
     options: argparse.Namespace
     data: UCI
-    number: int
+    splits: range
     grid: list[dict[str, float]]
     lengths: tuple[float, ...]
+    alone: bool = False
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -183,41 +217,49 @@ class Experiment:
         }
 
     def file(self, ending: str) -> Path:
-        stem = f"{self.name}-{self.method}-{self.options.layers}-layers-{self.number}-splits"
-        return self.options.output / f"{stem}{ending}"
+        splits = f"split-{self.splits.start}" if self.alone else f"{len(self.splits)}-splits"
+        return self.options.output / f"{self.name}-{self.method}-{self.options.layers}-layers-{splits}{ending}"
+
+    def kept(self, ending: str, settings: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        path = self.file(ending)
+        return kept(named_by(path, settings) if self.alone else path, settings, compute)
 
     def results(self) -> dict[str, Any]:
         """Of test rows, read from a file or computed."""
         restarts = self.options.restarts
         settings = {**self.settings, "restarts": restarts} if restarts > 1 else self.settings  # validation has none
-        return kept(self.file(".json"), settings, self.tested)
+        return self.kept(".json", settings, self.tested)
 
     def trained(self, runs: list[Run], kind: str, **kwargs: Any) -> tuple[list[Found], float]:
-        """All runs; training of other settings is not gone on with."""
+        """All runs, as many of each split; training of other settings is not gone on with."""
+        seed = self.splits.start * len(runs) // len(self.splits)
         digest = zlib.crc32(json.dumps(self.settings).encode())
         training = self.file(f"-{kind}-{digest:08x}.pt")
-        return fit(self.name, self.data, runs, self.method, self.lengths, self.options, training=training, **kwargs)
+        return fit(
+            self.name, self.data, runs, self.method, self.lengths, self.options, seed, training=training, **kwargs
+        )
 
     def validated(self) -> dict[str, Any]:
         """Scores of the last fifth of each split's training rows, by split, length and point of the grid."""
-        pyro.set_rng_seed(0)
+        pyro.set_rng_seed(2 * self.splits.start)
         train, fifth = self.data.train, self.data.train.shape[1] // 5
-        runs = [(train[s][:-fifth], train[s][-fifth:], values) for s in range(self.number) for values in self.grid]
+        runs = [(train[s][:-fifth], train[s][-fifth:], values) for s in self.splits for values in self.grid]
         results, seconds = self.trained(runs, "validation", choosing=True)
-        scores = [np.reshape(found["score"], (self.number, len(self.grid))) for found in results]
+        scores = [np.reshape(found["score"], (len(self.splits), len(self.grid))) for found in results]
         return {"scores": np.stack(scores, 1).tolist(), "seconds": seconds}
 
     def tested(self) -> dict[str, Any]:
         """Scores of test rows, with what validation chose for each split; of restarts the lowest loss counts."""
-        data, grid, number, restarts = self.data, self.grid, self.number, self.options.restarts
+        data, grid, number, restarts = self.data, self.grid, len(self.splits), self.options.restarts
         scores, before = np.zeros((number, 1, 1)), 0.0  # nothing to choose from
         if len(grid) * len(self.lengths) > 1:
-            validation = kept(self.file("-validation.json"), self.settings, self.validated)
+            validation = self.kept("-validation.json", self.settings, self.validated)
             scores, before = np.array(validation["scores"]), validation["seconds"]
-        pyro.set_rng_seed(1)
+        pyro.set_rng_seed(2 * self.splits.start + 1)
         best = np.where(np.isnan(scores), -np.inf, scores).reshape(number, -1).argmax(1)
         length, chosen = np.divmod(best, len(grid))
-        runs = [(data.train[s], data.test[s], grid[chosen[s]]) for s in range(number) for _ in range(restarts)]
+        chose = zip(self.splits, chosen, strict=True)
+        runs = [(data.train[s], data.test[s], grid[point]) for s, point in chose for _ in range(restarts)]
         results, seconds = self.trained(runs, f"{restarts}-restarts")
         losses = np.array([results[length[s]]["loss"][s * restarts : (s + 1) * restarts] for s in range(number)])
         of = np.arange(number) * restarts + np.where(np.isnan(losses), np.inf, losses).argmin(1)

@@ -95,18 +95,20 @@ def fit(
     method: str,
     lengths: tuple[float, ...],
     options: argparse.Namespace,
+    seed: int = 0,
     *,
     choosing: bool = False,
     training: Path | None = None,
 ) -> tuple[list[Found], float]:
     """Results of one network for each run, ``(rows to train, rows to score, hyperparameters)``, and seconds.
 
-    All are trained at once. There are results for each of ``lengths``, parts of the steps, at whose ends the learning
-    rate has come down; ``choosing``, only the ``score`` to choose by, with a fifth of the draws. A network whose loss
-    or whose prediction is not finite has NaN. With a file for its ``training``, one that was interrupted goes on.
+    All are trained at once, the first from ``seed``, each other from the next. There are results for each of
+    ``lengths``, parts of the steps, at whose ends the learning rate has come down; ``choosing``, only the ``score`` to
+    choose by, with a fifth of the draws. A network whose loss or whose prediction is not finite has NaN. With a file
+    for its ``training``, one that was interrupted goes on.
     """
     start = time.perf_counter()
-    networks = prepared(name, data, runs, method, lengths, options)
+    networks = prepared(name, data, runs, method, lengths, options, seed)
     what = f"{name} {method}, validation" if choosing else f"{name} {method}"
     wanted, draws = kinds(method, choosing), -(-options.draws // 5) if choosing else options.draws
     progress = begun(networks, start, what, training)
@@ -123,7 +125,13 @@ def fit(
 
 
 def prepared(
-    name: str, data: UCI, runs: list[Run], method: str, lengths: tuple[float, ...], options: argparse.Namespace
+    name: str,
+    data: UCI,
+    runs: list[Run],
+    method: str,
+    lengths: tuple[float, ...],
+    options: argparse.Namespace,
+    seed: int,
 ) -> Networks:
     """The networks of these runs before their first step; precisions of a grid are in units of the response."""
     own, x, y = SETS[name], torch.as_tensor(data.x), torch.as_tensor(data.y)
@@ -147,7 +155,9 @@ def prepared(
     make = maker(method, x.shape[1], size, (100 if name == "protein" else 50,) * options.layers)
     alpha = method.startswith("alpha")
     loss = RenyiDropout_ELBO(float(method.removeprefix("alpha")), 10) if alpha else TraceDropout_ELBO()
-    svi = ReplicatedSVI(make, hyperparameters, optim, loss, seeds=range(len(runs)), backend=options.backend)
+    svi = ReplicatedSVI(
+        make, hyperparameters, optim, loss, seeds=range(seed, seed + len(runs)), backend=options.backend
+    )
     return Networks(svi, optim, inputs(x[rows]).float(), response(y[rows]).float(), tests, deviations, batch, ends)
 
 

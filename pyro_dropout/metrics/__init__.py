@@ -17,7 +17,7 @@ from pyro_dropout.metrics.classification import (
     uncertainty_thresholds,
     variation_ratio,
 )
-from pyro_dropout.metrics.moments import PredictiveMoments, predictive_log_likelihood, predictive_moments
+from pyro_dropout.metrics.moments import PredictiveMoments, merge, predictive_log_likelihood, predictive_moments
 from pyro_dropout.metrics.regression import (
     calibration_error,
     crps,
@@ -36,6 +36,7 @@ __all__ = [
     "interval_coverage",
     "interval_score",
     "least_confidence",
+    "merge",
     "mutual_information",
     "pavpu",
     "predictive_entropy",

@@ -164,11 +164,18 @@ class DistributedSVI(CompiledSVI):
         super().__init__(*arguments, **options)
         self.seed, self._started = seed, False
 
+    def start(self, *args: Any, **kwargs: Any) -> None:
+        """Makes the guide's parameters, the first rank's for all, and seeds each rank.
+
+        The first step does so, if nothing has; call it before a state is loaded, whose random numbers go on.
+        """
+        _start(self.elbo, self.model, self.guide, args, kwargs, self.seed)
+        self._started = True
+
     def step(self, *args: Any, **kwargs: Any) -> float:
         """A step of all ranks, and its estimate of the loss of all their rows."""
         if not self._started:
-            _start(self.elbo, self.model, self.guide, args, kwargs, self.seed)
-            self._started = True
+            self.start(*args, **kwargs)
         error, loss, parameters = None, math.nan, list[Tensor]()
         try:
             loss, parameters = self._run("gradients", args, kwargs)

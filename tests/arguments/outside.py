@@ -15,6 +15,7 @@ from pyro_dropout import (
     calibration,
     from_pyro_svi,
     from_torch,
+    interop,
     metrics,
     to_torch,
 )
@@ -83,6 +84,19 @@ INTEROP = [
         prior=[dist.Normal(0.0, 1.0)],
     ),
     call(
+        "export",
+        lambda w: lambda draws, x, **options: interop.export(draws, x, **{"module": w.module, **options}),
+        lambda w: {"draws": w.draws, "x": X},
+        draws=["draws", None, Of(lambda w: w.predict, "not kept")],
+        x=[
+            Wrong(v, r"example|network Sequential|plain network")
+            for v in ("x", None, X[:1], X[:, :2], torch.tensor(1.0))
+        ],
+        module=["net", Of(lambda w: w.net, "a network"), Wrong(None, "module: the model has 0 networks")],
+        moments=["yes", 2],
+        link=["softmax", torch.softmax],
+    ),
+    call(
         "to_torch",
         lambda w: to_torch,
         lambda w: {"module": w.module, "guide": w.guide, "example": X},
@@ -143,6 +157,8 @@ PROBS = torch.tensor([[[0.2, 0.8]], [[0.5, 0.5]]])
 UNSURE, RIGHT = torch.tensor([0.1, 0.2, 0.9, 0.8]), torch.tensor([True, True, False, True])
 IMAGE = {"uncertainty": torch.rand(4, 4), "correct": torch.ones(4, 4, dtype=torch.bool), "window": 2}
 
+MOMENTS = metrics.PredictiveMoments(torch.zeros(3), torch.ones(3), torch.ones(3))
+
 METRICS = [
     call(
         "PredictiveMoments",
@@ -201,6 +217,20 @@ METRICS = [
         lambda w: metrics.predictive_log_likelihood,
         lambda w: {"log_likelihood": DRAWS},
         log_likelihood=["a", None, torch.ones(()), DRAWS[:0], DRAWS * NAN, 1j * DRAWS],
+    ),
+    call(
+        "merge",
+        lambda w: metrics.merge,
+        lambda w: {"parts": [MOMENTS, MOMENTS], "draws": [2, 3]},
+        parts=[
+            *("a", None, [], [None, None], MOMENTS, [{"obs": MOMENTS}] * 2, [MOMENTS, torch.ones(3)], torch.ones(2, 3)),
+            [MOMENTS, metrics.PredictiveMoments(*[torch.ones(4)] * 3)],
+            [MOMENTS, MOMENTS._replace(aleatoric=torch.tensor(1.0))],
+            [MOMENTS, MOMENTS._replace(epistemic=-torch.ones(3))],
+            [MOMENTS, MOMENTS._replace(mean=torch.full((3,), NAN))],
+            *([torch.ones(3), torch.ones(4)], [torch.ones(3), torch.full((3,), NAN)], [1j * torch.ones(3)] * 2),
+        ],
+        draws=["ab", None, 2, [2], [2, 3, 4], [2, 0], [2, 1.5], [2, None], [True, True]],
     ),
     call(
         "risk_coverage",

@@ -35,6 +35,7 @@ from pyro_dropout.training._steps import graph
 from tests.benchmarks import documents, numpyro_peer, peers
 from tests.benchmarks.control import control
 from tests.benchmarks.digits import digits
+from tests.benchmarks.fits import fits
 from tests.benchmarks.jobs import jobs
 from tests.benchmarks.lenet import lenet
 from tests.benchmarks.levers import levers
@@ -42,6 +43,7 @@ from tests.benchmarks.measure import Row, in_own_process, interleaved
 from tests.benchmarks.networks import networks
 from tests.benchmarks.outputs import compiled_densenet, outputs
 from tests.benchmarks.predictions import functions, parts, predictions
+from tests.benchmarks.ranks import ranks
 from tests.benchmarks.recommendation import recommendation
 from tests.benchmarks.segmentation import segmentation
 from tests.benchmarks.set_up import independence
@@ -299,6 +301,8 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "compiled": lambda options: compiled(options.repeats),
     "levers": lambda options: levers(options.repeats),
     "jobs": lambda options: jobs(options.repeats),
+    "fits": lambda options: fits(options.repeats),
+    "ranks": lambda options: ranks(options.repeats),
     "replicates": lambda options: replicates(max(3, options.repeats // 5)),
     "profile": lambda options: profile(),
     "scaling": lambda options: scaling(),

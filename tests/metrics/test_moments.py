@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from pyro.infer.autoguide import AutoDelta
 from scipy import stats
 
-from pyro_dropout.metrics import predictive_log_likelihood, predictive_moments
+from models.regression import Regression
+from pyro_dropout import AutoBernoulliDropout, DropoutPredictive
+from pyro_dropout.metrics import PredictiveMoments, merge, predictive_log_likelihood, predictive_moments
 
 
 def test_moments_of_draws_with_noise_are_those_of_the_mixture():
@@ -91,3 +94,67 @@ def test_labelled_draws_give_labelled_results():
     np.testing.assert_allclose(density, np.log(np.exp(mean).mean(("chain", "draw"))))
     with pytest.raises(ValueError, match="chain, draw or sample, but found point"):
         predictive_log_likelihood(mean.isel(chain=0, draw=0))
+
+
+DRAWS = ([7], [3, 4], [1, 2, 4])
+
+
+@pytest.mark.parametrize("draws", DRAWS)
+def test_merged_moments_are_those_of_all_draws(draws):
+    rng = np.random.default_rng(0)
+    mean, variance = rng.normal(size=(7, 5)), rng.gamma(2.0, size=(7, 5))
+    parts = [
+        predictive_moments(torch.tensor(m), torch.tensor(v))
+        for m, v in zip(np.split(mean, np.cumsum(draws)[:-1]), np.split(variance, np.cumsum(draws)[:-1]), strict=True)
+    ]
+    merged = merge(parts, draws)
+    np.testing.assert_allclose(merged.mean, mean.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(merged.epistemic, mean.var(0), rtol=1e-12)
+    np.testing.assert_allclose(merged.aleatoric, variance.mean(0), rtol=1e-12)
+
+
+@pytest.mark.parametrize("draws", DRAWS)
+def test_merged_log_densities_are_those_of_all_draws(draws):
+    densities = stats.norm.logpdf(np.random.default_rng(0).normal(size=(7, 5)))
+    parts = [predictive_log_likelihood(torch.tensor(part)) for part in np.split(densities, np.cumsum(draws)[:-1])]
+    np.testing.assert_allclose(merge(parts, draws), np.log(np.exp(densities).mean(0)), rtol=1e-12)
+    far = merge([part - 1e6 for part in parts], draws)
+    np.testing.assert_allclose(far, np.log(np.exp(densities).mean(0)) - 1e6, rtol=1e-12)
+    impossible = merge([torch.tensor([-math.inf, 0.0]), torch.tensor([-math.inf, -math.inf])], [1, 3])
+    assert impossible.tolist() == [-math.inf, pytest.approx(math.log(1 / 4))]
+
+
+def test_what_parts_of_kept_draws_predict_merges():
+    model = Regression(3, 20, (4,), precision="network")
+    guide, x = AutoBernoulliDropout(model, rate=0.3, rest=AutoDelta), torch.randn(20, 3)
+    guide(x, x[:, 0])
+    functions = DropoutPredictive(model, guide=guide, num_samples=9, return_sites=["obs"], seed=0).draw(x)
+    parts, draws = [functions[:2], functions[2:]], [2, 7]
+    merged = merge([part.moments(x)["obs"] for part in parts], draws)
+    torch.testing.assert_close(tuple(merged), tuple(functions.moments(x)["obs"]))
+    densities = merge([part.log_likelihood(x, x[:, 0])["obs"] for part in parts], draws)
+    torch.testing.assert_close(densities, functions.log_likelihood(x, x[:, 0])["obs"])
+
+
+def test_merging_is_stable_where_deviations_are_small():
+    """In single precision, far from 0: the difference of mean squares would be wrong by about 1."""
+    draws = 4096 + torch.randn(60, 20, dtype=torch.float64) / 100
+    parts = [predictive_moments(part.float()) for part in draws.split(20)]
+    merged = merge(parts, [20, 20, 20])
+    exact = draws.float().double().var(0, correction=0)
+    torch.testing.assert_close(merged.epistemic.double(), exact, rtol=0.05, atol=0.0)
+    equal = PredictiveMoments(torch.tensor([4095.7]), torch.tensor([1e-9]), torch.tensor([0.3]))
+    assert merge([equal] * 3, [1, 5, 7]) == equal
+
+
+def test_labelled_moments_merge_by_their_labels():
+    values = xr.DataArray(
+        np.random.default_rng(0).normal(size=(2, 6, 3)), dims=("chain", "draw", "row"), coords={"row": ["a", "b", "c"]}
+    )
+    parts = [predictive_moments(values[:, :4]), predictive_moments(values[:, 4:, ::-1])]
+    merged = merge(parts, [8, 4])
+    assert merged.mean.dims == ("row",)
+    xr.testing.assert_allclose(merged.mean, values.mean(("chain", "draw")))
+    xr.testing.assert_allclose(merged.epistemic, values.var(("chain", "draw")))
+    densities = merge([predictive_log_likelihood(values[:, :4]), predictive_log_likelihood(values[:, 4:])], [8, 4])
+    xr.testing.assert_allclose(densities, np.log(np.exp(values).mean(("chain", "draw"))))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from examples.common.data import UCI, load_uci
+from examples.common.engines import ENGINES
 from examples.mc import uci
 from tests.examples.staged import staged
 
@@ -92,7 +93,7 @@ def test_early_stopping_is_chosen_by_validation_rows(monkeypatch):
     the lowest loss counts."""
     calls = []
 
-    def fit(name, data, runs, method, lengths, options, choosing=False, training=None):
+    def fit(name, data, runs, method, lengths, options, seed, choosing=False, training=None):
         calls.append([values["lengthscale"] for _, _, values in runs])
         if choosing:
             early, late = np.zeros(6), np.zeros(6)
@@ -122,6 +123,65 @@ def test_processes_share_the_work(tmp_path, capsys):
         tables.append([cells[:8] + cells[9:] for cells in lines])  # without the seconds
     assert len(tables[0]) == 2 * 4 + 4  # with heads and lines
     assert tables[0] == tables[1]
+
+
+def by_split(folder):
+    files = sorted(Path(folder).glob("yacht-mc-1-layers-split-?-????????.json"))
+    found = {int(path.stem.split("-")[5]): json.loads(path.read_text())["found"] for path in files}
+    return {split: {**results, "seconds": None, "date": None} for split, results in found.items()}
+
+
+ENGINE = ["--dataset", "yacht", "--method", "mc", *CUT, "--splits", "3", "--processes"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+def test_splits_of_every_engine_are_those_of_the_loop(tmp_path, engine, capsys):
+    pytest.importorskip(
+        {"dask": "distributed", "loky": "joblib"}.get(engine, engine), reason=f"{engine} is not installed"
+    )
+    tables = []
+    for name, processes in (("loky", "1"), (engine, "2")):
+        uci.main([*ENGINE, processes, "--engine", name, "--output", str(tmp_path / processes)])
+        tables.append([line.split("|")[:8] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")])
+    assert tables[0] == tables[1]
+    loop, found = by_split(tmp_path / "1"), by_split(tmp_path / "2")
+    assert list(loop) == [0, 1, 2]
+    assert found == loop
+    assert len({tuple(results["rmse"]) for results in loop.values()}) == 3
+
+
+def test_a_split_that_fails_leaves_others_and_is_all_that_is_computed_then(monkeypatch, capsys):
+    seen, whole = [], uci.fit
+    bad = load_uci("yacht").train[1]
+
+    def fit(name, data, runs, *args, **kwargs):
+        seen.append(args[3])  # the first seed
+        if broken and np.isin(runs[0][0], bad).all() and not kwargs.get("choosing"):
+            raise ValueError("no such rows")
+        return whole(name, data, runs, *args, **kwargs)
+
+    monkeypatch.setattr(uci, "fit", fit)
+    broken = True
+    words = r"1 of 3 failed.*\n  run_split\('yacht', 'mc', 1\): ValueError: no such rows"
+    with pytest.raises(RuntimeError, match=words):
+        uci.main([*ENGINE, "1", "--engine", "loky"])
+    assert list(by_split("outputs/uci")) == [0, 2]
+    assert seen == [0, 0, 12, 1, 24, 2]  # of 12 points of a grid, and of what was chosen
+    broken, seen[:] = False, []
+    uci.main([*ENGINE, "1", "--engine", "loky"])
+    assert seen == [1]  # neither other splits nor what validation found
+    assert list(by_split("outputs/uci")) == [0, 1, 2]
+    assert "| yacht | -" in capsys.readouterr().out
+    uci.main([*ENGINE, "1", "--engine", "loky", "--draws", "10"])
+    assert len(list(Path("outputs/uci").glob("*split-1*.json"))) == 4  # other settings, other files
+
+
+def test_the_first_split_by_itself_is_the_first_of_one():
+    """Random numbers are those of all splits at once, where these are one."""
+    uci.main(["--dataset", "yacht", "--method", "mc", *CUT, "--splits", "1"])
+    uci.main(["--dataset", "yacht", "--method", "mc", *CUT, "--splits", "1", "--engine", "loky"])
+    assert results("yacht", "mc", splits=1)["rmse"] == pytest.approx(by_split("outputs/uci")[0]["rmse"], rel=1e-4)
 
 
 def test_methods_are_compared_on_the_same_splits(monkeypatch, capsys):
