@@ -1,23 +1,28 @@
 """The README's code runs as it stands, with fewer draws where it takes many."""
 
 import functools
+import gc
 import re
 from pathlib import Path
 
+import pyro
 import pytest
 import torch
 
 import pyro_dropout
+from models.regression import Regression
+from pyro_dropout import TraceDropout_ELBO as ELBO
+from pyro_dropout import training
 from pyro_dropout.metrics import predictive_log_likelihood
 
 README = Path(__file__).parent.parent / "README.md"
 
 
-def run(place, fewer=("", "")):
+def run(place, fewer=("", ""), **known):
     code = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)[place]
     assert fewer[0] in code
     code = code.replace(*fewer)
-    namespace = {}
+    namespace = {**known}
     exec(compile(code, "README.md", "exec"), namespace)
     return namespace
 
@@ -87,3 +92,26 @@ def test_entropic_regression_runs():
 
 def test_entropic_logistic_regression_runs():
     assert run(6)["mcmc"].get_samples()["w"][:, 0].mean() > 0.5
+
+
+def test_steps_of_several_processes_run(tmp_path, monkeypatch):
+    """Of one, which makes its group without torchrun."""
+    start = torch.distributed.init_process_group
+    at = {"init_method": f"file://{tmp_path}/at", "rank": 0, "world_size": 1}
+    monkeypatch.setattr(torch.distributed, "init_process_group", functools.partial(start, **at))
+    x, y = torch.randn(20, 3), torch.randn(20)
+    with pyro.settings.context(module_local_params=True):
+        model = Regression(3, size=20)
+        guide = pyro_dropout.AutoConcreteDropout(model)
+        names = {"model": model, "guide": guide, "x": x, "y": y, "loader": [(x, y)] * 3, "torch": torch}
+        found = run(7, **names, **{n: getattr(training, n) for n in training.__all__}, TraceDropout_ELBO=ELBO)
+    assert all(count["step"] == 3 for count in found["optim"].state.values())
+    del found
+    gc.collect()
+    torch.distributed.destroy_process_group()
+
+
+def test_export_runs():
+    names = run(8)
+    assert names["mean"].shape == names["variance"].shape == (7, 2)
+    torch.testing.assert_close(names["mean"].sum(-1), torch.ones(7))

@@ -20,7 +20,7 @@ WAYS = {  # what is given, and the module that it needs
 }
 
 
-def fits(repeats: int, epochs: float = 0.1, splits: str = "all") -> list[Row]:
+def fits(repeats: int, epochs: float = 0.02, splits: str = "all") -> list[Row]:
     """The start of Ray and of Dask is part of it, while joblib keeps its own processes from one time to the next."""
     given = ["--dataset", "yacht", "--method", "mc", "--backend", "eager", "--draws", "100"]
     given += ["--epochs", str(epochs), "--splits", splits]
