@@ -37,6 +37,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Found]:
     parser = script("concrete.cartpole", __doc__)
     parser.add_argument("--episodes", type=count, default=40, help="(default 40)")
     parser.add_argument("--seeds", type=count, default=3, help="runs of each arm (default 3)")
+    parser.add_argument("--policies", type=count, help="of them that also plan for themselves (default all)")
     for name, default in Plan()._asdict().items():
         parser.add_argument(f"--{name}", type=count, default=default, help="(default %(default)s)")
     parser.add_argument("--processes", type=count, default=1, help="that share the runs (default 1)")
@@ -45,7 +46,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Found]:
     add_outputs(parser, default="outputs/cartpole")
     quick = {"episodes": 3, "seeds": 2, "fits": 30, "updates": 2, "particles": 4, "draws": 5, "backend": "eager"}
     options = parsed(parser, arguments, quick)
-    tasks = [(s, arm, seed) for s in (True, False) for seed in range(options.seeds) for arm in ARMS]
+    numbers = {True: options.seeds, False: options.policies or options.seeds}  # by whether actions are of a script
+    tasks = [(scripted, arm, seed) for scripted, n in numbers.items() for seed in range(n) for arm in ARMS]
     histories = spread(_run, tasks, options)
     found: dict[str, Found] = {name: {arm: [] for arm in ARMS} for name in ("policy", "scripted")}
     for (scripted, arm, _), history in zip(tasks, histories, strict=True):
@@ -81,7 +83,8 @@ def fallen(histories: list[list[dict[str, Any]]], what: str) -> np.ndarray:
 
 
 def tables(found: dict[str, Found], options: argparse.Namespace) -> str:
-    lines = [f"{options.episodes} episodes, {options.seeds} seeds: means over seeds, first and last third of episodes"]
+    numbers = ", ".join(f"{len(arms['learned'])} of {data}" for data, arms in found.items())
+    lines = [f"{options.episodes} episodes, seeds: {numbers}; means over them, first and last third of episodes"]
     lines += ["", f"| data, rates | {' | '.join(LAYERS)} | {' | '.join(OUTPUTS)} | reward, last {LAST} |"]
     lines += ["| --- " * (2 + len(LAYERS) + len(OUTPUTS)) + "|"]
     third = max(1, options.episodes // 3)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import tempfile
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 from examples.mc import uci
 from tests.benchmarks.measure import Row, in_turn
@@ -20,15 +23,21 @@ WAYS = {  # what is given, and the module that it needs
 }
 
 
-def fits(repeats: int, epochs: float = 0.02, splits: str = "all") -> list[Row]:
+def fits(repeats: int, epochs: float = 0.002, splits: str = "all") -> list[Row]:
     """The start of Ray and of Dask is part of it, while joblib keeps its own processes from one time to the next."""
     given = ["--dataset", "yacht", "--method", "mc", "--backend", "eager", "--draws", "100"]
     given += ["--epochs", str(epochs), "--splits", splits]
     ways = {name: way for name, (way, module) in WAYS.items() if find_spec(module)}
-    functions = {name: partial(_fitted, [*given, *way]) for name, way in ways.items()}
+    found: dict[str, dict[str, Any]] = {}
+    functions = {name: partial(_fitted, [*given, *way], found, name) for name, way in ways.items()}
     seconds = {name: ms / 1e3 for name, ms in in_turn("splits of yacht", functions, max(1, repeats // 10), 1).items()}
     loop = seconds.pop("a plain loop")
+    alone = {name: results for name, results in found.items() if name != "all splits at once"}
+    same = all(results == alone["a plain loop"] for results in alone.values())
+    said = f"results of {', '.join(alone)}"
     return [
+        Row(said, f"{len(alone['a plain loop']) // 2} splits", "", "identical" if same else "differ", "identical"),
+    ] + [
         Row(
             f"{splits} splits of yacht, {epochs:g} times the epochs: {name}{'' if name[0] == 'a' else ', 2 processes'} "
             "/ a plain loop",
@@ -41,7 +50,12 @@ def fits(repeats: int, epochs: float = 0.02, splits: str = "all") -> list[Row]:
     ]
 
 
-def _fitted(arguments: list[str]) -> None:
-    """Anew, as nothing is in the folder."""
+def _fitted(arguments: list[str], found: dict[str, dict[str, Any]], name: str) -> None:
+    """Anew, as nothing is in the folder; by file what was found, without when and how fast."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         uci.main([*arguments, "--output", folder])
+        files = {path.name: json.loads(path.read_text()) for path in sorted(Path(folder).rglob("*.json"))}
+    found[name] = {
+        file: {key: value for key, value in of_one["found"].items() if key not in ("seconds", "date")}
+        for file, of_one in files.items()
+    }
