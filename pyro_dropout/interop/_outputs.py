@@ -19,7 +19,7 @@ from pyro_dropout.interop._network import Dropout, Network
 from pyro_dropout.interop._operations import CONVOLUTION_CALLS, Step, argument, came_from, is_tied
 from pyro_dropout.nn.slots import CONVOLUTIONS, NORMALISATIONS
 
-_CHANNELS_FIRST = (*CONVOLUTIONS, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm)
+_CHANNELS_FIRST = (*CONVOLUTIONS, *(layer for layer in NORMALISATIONS if layer is not nn.LayerNorm))
 _SOFTMAX = {F.softmax, torch.softmax, "softmax", nn.Softmax}
 _LAYERS = (nn.Linear, nn.Embedding, *CONVOLUTIONS, *NORMALISATIONS)
 

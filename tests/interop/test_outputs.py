@@ -440,8 +440,9 @@ def test_given_rates_stand_beside_masks_of_outputs():
     assert found == {"0.weight": 0.1, "0.output": 0.3, "7.weight": 0.2}
 
 
-def test_layers_that_the_package_made_get_a_dropout_behind_them():
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2)).eval()
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.SyncBatchNorm])
+def test_layers_that_the_package_made_get_a_dropout_behind_them(norm):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), norm(4), nn.Flatten(), nn.Linear(16, 2)).eval()
     units = {"0": "output", "1": "output", "3": "both"}
     module = BayesianModule(net)
     rate = {"0.output": 0.5, "1.output": 0.2, "3.weight": 0.25, "3.output": 0.1}
@@ -451,7 +452,7 @@ def test_layers_that_the_package_made_get_a_dropout_behind_them():
     kinds = [[type(part) for part in layer] for layer in (back[0], back[1], back[3])]
     assert kinds == [
         [nn.Conv2d, nn.Dropout2d],
-        [nn.BatchNorm2d, nn.Dropout2d],
+        [norm, nn.Dropout2d],
         [nn.Sequential, nn.Dropout],
     ] or kinds == [[nn.Conv2d, nn.Dropout2d], [nn.BatchNorm2d, nn.Dropout2d], [nn.Dropout, nn.Linear]]
     draws = DropoutPredictive(module, guide=guide, num_samples=PASSES, masks="datum", return_sites=["_RETURN"])(x)
