@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-all lint format bench clean
+.PHONY: demo test test-all lint format bench docs clean
 
 demo: $(READY)  ## the quickstart: fit, table, pictures in outputs/
 	$(BIN)/python -m examples.start.quickstart
@@ -25,6 +25,10 @@ format: $(READY)
 
 bench: $(READY)  ## ratios against hand-written PyTorch and stock Pyro, one table
 	$(BIN)/python -m tests.benchmarks
+
+docs: $(READY)  ## pages and reference, into outputs/docs
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	$(BIN)/python -m sphinx -W --keep-going -q -b html .docs outputs/docs
 
 clean:
 	rm -rf .venv outputs build *.egg-info
