@@ -54,8 +54,8 @@ class CompiledSVI(SVI):
     :param optim: a ``PyroOptim``.
     :param loss: a :class:`~pyro_dropout.TraceDropout_ELBO` (the default) or a subclass of it.
     :param backend: ``"inductor"`` compiles; ``"eager"`` runs what was traced operation by operation, which starts
-        at once; ``"cudagraphs"`` has a GPU run these operations by itself, which starts as soon and is far faster
-        where a step is of many small ones.
+        at once; ``"cudagraphs"`` has a GPU run these operations by itself, with nothing to compile and no Python
+        between them.
     :param wait: for the compiler at the second step. Else steps go on, operation by operation (on a GPU the compiler is
         always waited for).
     :param progress: print what was compiled, and how long it took.
