@@ -50,6 +50,8 @@ def main(arguments: list[str] | None = None) -> dict[str, float] | None:
     if "RANK" not in os.environ:
         parser.error("start it by torchrun: torchrun --nproc-per-node=2 -m examples.scale.train_ddp")
     settle(options.seed)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         return train(options)
@@ -66,6 +68,10 @@ def train(options: argparse.Namespace) -> dict[str, float] | None:
     step, optim = stepper(model, guide, x[:2].to(device), y[:2].to(device), options)
     sampler: Any = DistributedSampler(TensorDataset(x, y), seed=options.seed, drop_last=True)
     loader = DataLoader(TensorDataset(x, y), batch_size=options.batch, sampler=sampler, drop_last=True)
+    if not len(loader):
+        raise ValueError(
+            f"{len(x)} images are no batch of {options.batch} for each of {ranks} processes: give --images"
+        )
     path, done, seconds = state_of(options, ranks), 0, 0.0
     if path.exists():
         found = load_distributed(path, map_location=device, guide=guide, optim=optim)

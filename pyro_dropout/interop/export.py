@@ -166,7 +166,7 @@ class _ByDraw(nn.Module):
     def __init__(self, layer: nn.Module, values: dict[str, Tensor], number: int) -> None:
         super().__init__()
         self.recurrence = _Recurrence(layer) if isinstance(layer, nn.RNNBase) else None
-        self.number, self.names = number, list(values)
+        self.number, self.names, self.kind = number, list(values), type(layer).__name__
         self.layer = nn.Identity() if isinstance(layer, nn.RNNBase) else layer
         self.values = nn.ModuleList(_Value(value) for value in values.values())
         first = isinstance(layer, nn.RNNBase | nn.MultiheadAttention) and not layer.batch_first
@@ -174,7 +174,12 @@ class _ByDraw(nn.Module):
             raise NotImplementedError("attention is exported with batch_first=True alone")
         self.dim, self.states = int(first), int(isinstance(layer, nn.RNNBase))
 
-    def forward(self, *args: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if kwargs:
+            raise NotImplementedError(
+                f"{self.kind}, which has other weights in each function, is called with {', '.join(kwargs)}: it is "
+                "exported with tensors by position alone"
+            )
         first, *others = args
         parts = [_chunks(first, self.number, self.dim), *(_chunks(a, self.number, self.states) for a in others)]
         outs = []
@@ -185,8 +190,8 @@ class _ByDraw(nn.Module):
                 outs.append(self.recurrence(weights, *given))
             else:
                 outs.append(functional_call(self.layer, weights, tuple(given)))
-        if isinstance(outs[0], Tensor):
-            return torch.cat(outs, self.dim)
+        if self.recurrence is None:
+            return tree_map(lambda *t: torch.cat(t, self.dim), *outs)
         out, states = zip(*outs, strict=True)
         return torch.cat(out, self.dim), tree_map(lambda *t: torch.cat(t, self.states), *states)
 
@@ -198,22 +203,27 @@ def _chunks(value: Any, number: int, dim: int) -> Any:
     return value.unflatten(dim, (number, -1)).unbind(dim) if isinstance(value, Tensor) else value
 
 
-class _Recurrence:
-    """A recurrent layer without its weights, which it would keep in a list too."""
+class _Recurrence(nn.Module):
+    """A recurrent layer without its sampled weights, which it would keep in a list too."""
 
     def __init__(self, layer: nn.RNNBase) -> None:
+        super().__init__()
         if layer.proj_size:
             raise NotImplementedError("recurrent layers are exported without proj_size")
         self.function, self.pair = getattr(torch, layer.mode.lower()), layer.mode == "LSTM"
         self.names, self.states = layer._flat_weights_names, layer.num_layers * (1 + layer.bidirectional)
         self.options = (layer.bias, layer.num_layers, 0.0, False, layer.bidirectional, layer.batch_first)
         self.dim, self.width = int(not layer.batch_first), layer.hidden_size
+        for name, parameter in layer.named_parameters():  # without a prior
+            if parameter.numel():
+                self.register_parameter(name, parameter)
 
-    def __call__(self, weights: dict[str, Tensor], x: Tensor, first: Any = None) -> Any:
+    def forward(self, weights: dict[str, Tensor], x: Tensor, first: Any = None) -> Any:
         if first is None:
             start = x.new_zeros(self.states, x.shape[self.dim], self.width)
             first = (start, start) if self.pair else start
-        out, *ends = self.function(x, first, [weights[name] for name in self.names], *self.options)
+        flat = [weights[name] if name in weights else getattr(self, name) for name in self.names]
+        out, *ends = self.function(x, first, flat, *self.options)
         return out, tuple(ends) if self.pair else ends[0]
 
 
@@ -254,8 +264,11 @@ def _plain(module: BayesianModule, values: dict[str, Tensor], number: int) -> nn
             flat = {f"{p[start:]}.{a}".lstrip("."): v for p, of in below.items() for a, v in of.items()}
             new = _ByDraw(_with_parameters(layer, flat), flat, number)
         if not path:
-            return new
-        net.set_submodule(path, new)
+            net = new
+            break
+        for place, other in list(net.named_modules(remove_duplicate=False)):  # it may stand in several
+            if other is layer:
+                net.set_submodule(place, new)
     for parameter in net.parameters():
         parameter.requires_grad_(False)
     return net
@@ -278,7 +291,7 @@ def _shares(net: nn.Module, path: str, values: dict[str, Tensor]) -> bool:
         output = {_output_dim(net.get_submodule(path))}
         if normal and dims != output:
             return False
-        if not dims & output or bias is None:
+        if not dims & output or getattr(net.get_submodule(path), "bias", None) is None:
             return True
         return isinstance(bias, MaskedWeight)  # by the mask of its weight
     return not isinstance(bias, MaskedWeight)
@@ -352,12 +365,18 @@ def _check_rows(plain: nn.Module, found: Any, example: tuple[Tensor, ...]) -> No
             raise ValueError(f"a network is exported whose outputs have the data first, but found {said(leaf)}")
     alone = plain(*(x[:1] for x in example))
     for one, of_all in zip(tree_leaves(alone), tree_leaves(found), strict=True):
-        if not torch.allclose(one, of_all[:, :1], rtol=1e-4, atol=1e-5):
+        if not _close(one, of_all[:, :1], of_all):
             raise ValueError(
                 "the network mixes the rows of a batch, so that what a function returns for a datum depends on the "
                 "others, and on how many functions there are: put batch normalisation into eval mode, or attend over "
                 "other dimensions than the first"
             )
+
+
+def _close(a: Tensor, b: Tensor, among: Tensor) -> bool:
+    """To rounding, of outputs of any size."""
+    size = among.abs().max().item() if among.is_floating_point() else 0.0
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5 * size)
 
 
 def _check_same(module: BayesianModule, draws: DropoutPredictive, found: Any, example: tuple[Tensor, ...]) -> None:
@@ -367,7 +386,7 @@ def _check_same(module: BayesianModule, draws: DropoutPredictive, found: Any, ex
         with evaluation_mode():
             expected = poutine.condition(module, data=values)(*example)
         for one, other in zip(tree_leaves(expected), tree_leaves(found), strict=True):
-            if not torch.allclose(one, other[k], rtol=1e-4, atol=1e-5):
+            if not _close(one, other[k], other):
                 raise ValueError(
                     f"function {k} of the plain network differs from that of the model by up to "
                     f"{(one - other[k]).abs().max().item():.2g}: the network does something that depends on how its "

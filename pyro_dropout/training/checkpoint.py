@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,9 +11,8 @@ from torch import Tensor, nn
 
 from pyro_dropout._checks import said
 from pyro_dropout._store import load_state_of, state_of
+from pyro_dropout.training._files import FORMAT, checked_path, read_state
 from pyro_dropout.training._random import random_state, set_random_state
-
-_FORMAT = "pyro_dropout 1"
 
 
 def save_checkpoint(path: str | os.PathLike, **parts: Any) -> None:
@@ -41,7 +38,7 @@ def save_checkpoint(path: str | os.PathLike, **parts: Any) -> None:
         >>> load_checkpoint(path, layer=nn.Linear(2, 1))
         {'step': 3}
     """
-    path = _checked_path(path)
+    path = checked_path(path)
     if path.is_dir() or not path.parent.is_dir():
         raise FileNotFoundError(f"path must be that of a file in a folder that exists, but found {path}")
     names = _names(parts)
@@ -49,7 +46,7 @@ def save_checkpoint(path: str | os.PathLike, **parts: Any) -> None:
     values = {name: part for name, part in parts.items() if name not in states}
     for name, value in values.items():
         _check_plain(name, value)
-    state = {"format": _FORMAT, "states": states, "values": values, "random": random_state()}
+    state = {"format": FORMAT, "states": states, "values": values, "random": random_state()}
     temporary = path.with_name(path.name + ".part")
     torch.save(state, temporary)
     os.replace(temporary, path)
@@ -78,19 +75,11 @@ def load_checkpoint(path: str | os.PathLike, map_location: Any = None, **parts: 
         >>> load_checkpoint(path, layer=nn.Linear(2, 1))["step"]
         3
     """
-    path = _checked_path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"path must be that of a checkpoint, but {path} is no file")
+    path = checked_path(path)
     for name, part in parts.items():
         if not _has_state(part):
             raise TypeError(f"{name} must have a state to load, as modules and optimisers have, but found {said(part)}")
-    try:
-        state = torch.load(path, map_location=map_location, weights_only=True)
-    except (pickle.UnpicklingError, KeyError, EOFError, RuntimeError, TypeError) as error:
-        to = "" if map_location is None else f" with map_location={map_location!r}"
-        raise ValueError(f"{path} cannot be read as a checkpoint{to}: {error}") from error
-    if not isinstance(state, dict) or state.get("format") != _FORMAT:
-        raise ValueError(f"{path} is no checkpoint of save_checkpoint")
+    state = read_state(path, map_location)
     states = state["states"]
     if parts.keys() != states.keys():
         raise ValueError(
@@ -117,12 +106,6 @@ def load_checkpoint(path: str | os.PathLike, map_location: Any = None, **parts: 
             part.load_state_dict(states[name])
     set_random_state(state["random"])
     return state["values"]
-
-
-def _checked_path(path: Any) -> Path:
-    if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"path must be a string or a path, but found {said(path)}")
-    return Path(path)
 
 
 def _names(parts: dict[str, Any]) -> dict[str, Tensor]:

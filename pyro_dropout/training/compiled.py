@@ -15,14 +15,14 @@ from pyro.infer import SVI
 from pyro.infer.util import zero_grads
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten
 
 from pyro_dropout._checks import check_flags, check_functions
-from pyro_dropout._failures import listed, said_of_arguments
+from pyro_dropout._failures import said_of_arguments
 from pyro_dropout._modes import autocast_state
 from pyro_dropout.losses.elbo import TraceDropout_ELBO
 from pyro_dropout.losses.nonfinite import find_nonfinite, not_finite
-from pyro_dropout.training._steps.arguments import check_loss_and_backend, check_optimisers
+from pyro_dropout.training._steps.arguments import check_loss_and_backend, check_optimisers, rows_of
 from pyro_dropout.training._steps.messages import NOT_LEARNED, NOTHING_TO_LEARN, first_line, shapes_of
 from pyro_dropout.training._steps.program import Program, eager_gradients, step_program
 from pyro_dropout.training._steps.randomness import drawn_by, random_keys
@@ -124,7 +124,7 @@ class CompiledSVI(SVI):
         :raises ValueError: tensors that differ in their first dimension, or none; what :meth:`step` raises, with the
             number of the step: parameters are those before it.
         """
-        rows = _rows(args, kwargs)
+        rows = rows_of(args, kwargs)
         losses: list[float] = []
         for i, arguments in enumerate(rows):
             program, _ = self._look_up("step", *arguments)
@@ -313,18 +313,3 @@ class _Outcome(Enum):
 
     SEEN = "ran once: the next time they are compiled"
     FAILED = "cannot be compiled"
-
-
-def _rows(args: Any, kwargs: Any) -> list[tuple[Any, Any]]:
-    """The arguments of each step."""
-    leaves, spec = tree_flatten((args, kwargs))
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    numbers = {len(t) if t.dim() else -1 for t in tensors}
-    if len(numbers) != 1 or numbers == {-1}:
-        found = listed(args, kwargs)
-        raise ValueError(f"scan takes one step for each entry of its tensors' first dimension, but found {found}")
-    columns = [leaf.unbind() if isinstance(leaf, Tensor) else None for leaf in leaves]
-    return [
-        tree_unflatten([leaf if rows is None else rows[i] for leaf, rows in zip(leaves, columns, strict=True)], spec)
-        for i in range(numbers.pop())
-    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import zlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -18,7 +19,10 @@ from torch.utils._pytree import tree_leaves
 from pyro_dropout._checks import check_counts, said
 from pyro_dropout.losses.elbo import TraceDropout_ELBO
 from pyro_dropout.losses.nonfinite import explain_gradients, find_nonfinite, finite_gradients
+from pyro_dropout.training._files import checked_path, read_state
 from pyro_dropout.training._random import random_state, set_random_state
+from pyro_dropout.training._steps.arguments import rows_of
+from pyro_dropout.training._steps.state import called_modules
 from pyro_dropout.training.checkpoint import load_checkpoint, save_checkpoint
 from pyro_dropout.training.compiled import CompiledSVI
 
@@ -114,10 +118,11 @@ def distributed_step(loss: DistributedDataParallel, optim: torch.optim.Optimizer
     if not isinstance(optim, torch.optim.Optimizer):
         raise TypeError(f"optim must be an optimiser of torch.optim, but found {said(optim)}")
     optim.zero_grad()
-    error, value = None, None
+    error: Exception | None = None
+    value = None
     try:
         value = loss(*args, **kwargs)
-    except ValueError as raised:
+    except Exception as raised:  # or the others would wait for this rank
         error = raised
     mean = _agreed(error, math.nan if value is None else value.item(), args, kwargs)
     assert value is not None
@@ -176,13 +181,14 @@ class DistributedSVI(CompiledSVI):
         """A step of all ranks, and its estimate of the loss of all their rows."""
         if not self._started:
             self.start(*args, **kwargs)
-        error, loss, parameters = None, math.nan, list[Tensor]()
+        error: Exception | None = None
+        loss, parameters = math.nan, list[Tensor]()
         try:
             loss, parameters = self._run("gradients", args, kwargs)
-        except ValueError as raised:
+        except Exception as raised:  # or the others would wait for this rank
             error = raised
         try:
-            mean = _agreed(error, loss, args, kwargs)
+            mean = _agreed(error, loss, args, kwargs, self._fingerprint(parameters))
             _average([parameter.grad for parameter in parameters if parameter.grad is not None])
             self.optim(parameters)
         finally:
@@ -191,16 +197,15 @@ class DistributedSVI(CompiledSVI):
 
     def scan(self, *args: Any, **kwargs: Any) -> Tensor:
         """One step for each entry of the first dimension of all tensors; the losses, ``[steps]``."""
-        leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if len({len(leaf) for leaf in leaves}) != 1 or len(leaves) != len(tree_leaves((args, kwargs))):
-            raise ValueError("scan takes tensors alone here, one step for each entry of their first dimension")
-        names = list(kwargs)
-        rows = zip(*args, *kwargs.values(), strict=True)
-        split = len(args)
-        return torch.tensor(
-            [self.step(*row[:split], **dict(zip(names, row[split:], strict=True))) for row in rows],
-            dtype=torch.float64,
-        )
+        steps = rows_of(args, kwargs)
+        return torch.tensor([self.step(*row, **named) for row, named in steps], dtype=torch.float64)
+
+    def _fingerprint(self, parameters: list[Tensor]) -> float:
+        """Of the names of parameters that have gradients, in their order."""
+        named = [(f"{i}.{name}", p) for i, m in enumerate(self._modules) for name, p in m.named_parameters()]
+        names = {id(p): name for name, p in reversed([*pyro.get_param_store().named_parameters(), *named])}
+        found = [f"{names.get(id(p))}{tuple(p.shape)}" for p in parameters if p.grad is not None]
+        return float(zlib.crc32(" ".join(found).encode()))
 
 
 def save_distributed(path: str | os.PathLike, **parts: Any) -> None:
@@ -221,9 +226,17 @@ def save_distributed(path: str | os.PathLike, **parts: Any) -> None:
     """
     states: list[Any] = [None] * _ranks()
     dist.all_gather_object(states, random_state())
+    error = None
     if dist.get_rank() == 0:
-        save_checkpoint(path, **parts, **{_RANDOM: states})
-    dist.barrier()
+        try:
+            save_checkpoint(path, **parts, **{_RANDOM: states})
+        except Exception as raised:  # or the others would wait for this rank
+            error = raised
+    said_by_first = _first(None if error is None else str(error))
+    if error is not None:
+        raise error
+    if said_by_first is not None:
+        raise ValueError(said_by_first)
 
 
 def load_distributed(path: str | os.PathLike, map_location: Any = None, **parts: Any) -> dict[str, Any]:
@@ -248,8 +261,7 @@ def load_distributed(path: str | os.PathLike, map_location: Any = None, **parts:
         >>> dist.destroy_process_group()
     """
     ranks = _ranks()
-    values = load_checkpoint(path, map_location, **parts)
-    states = values.pop(_RANDOM, None)
+    states = read_state(checked_path(path), "cpu")["values"].get(_RANDOM)  # before anything is changed
     if states is None:
         raise ValueError(f"{path} has no states of ranks: save_distributed writes them")
     if len(states) != ranks:
@@ -257,8 +269,9 @@ def load_distributed(path: str | os.PathLike, map_location: Any = None, **parts:
             f"{path} is of {len(states)} ranks, but found {ranks}: go on with as many, or load model and guide alone, "
             "by load_checkpoint, and start anew"
         )
+    values = load_checkpoint(path, map_location, **parts)
     set_random_state(states[dist.get_rank()])
-    return values
+    return {name: value for name, value in values.items() if name != _RANDOM}
 
 
 def _start(elbo: Any, model: Callable, guide: Callable, args: Any, kwargs: Any, seed: int) -> None:
@@ -267,11 +280,14 @@ def _start(elbo: Any, model: Callable, guide: Callable, args: Any, kwargs: Any, 
         raise TypeError(f"elbo must be a TraceDropout_ELBO or one of its subclasses, but found {said(elbo)}")
     check_counts(least=0, seed=seed)
     _ranks()
-    modules = [function for function in (model, guide) if isinstance(function, nn.Module)]
+    called: dict[nn.Module, None] = {}  # which functions keep to themselves
+    with called_modules(called):
+        elbo.set_up(model, guide, *args, **kwargs)
+    modules = [*(f for f in (model, guide) if isinstance(f, nn.Module)), *called]
     for module in modules:
         _check_normalisation(module)
-    elbo.set_up(model, guide, *args, **kwargs)
-    _broadcast(tensor for module in modules for tensor in (*module.parameters(), *module.buffers()))
+    stored = [tensor for _, tensor in sorted(pyro.get_param_store().named_parameters())]
+    _broadcast([*(tensor for module in modules for tensor in (*module.parameters(), *module.buffers())), *stored])
     pyro.set_rng_seed(seed + dist.get_rank())
 
 
@@ -301,30 +317,35 @@ def _broadcast(tensors: Iterable[Tensor]) -> None:
         dist.broadcast(tensor.detach(), 0)
 
 
-def _agreed(error: ValueError | None, loss: float, args: Any, kwargs: Any) -> float:
+def _agreed(error: Exception | None, loss: float, args: Any, kwargs: Any, learned: float = 0.0) -> float:
     """The mean loss, if all ranks have one, of equally many rows. Else all raise what went wrong in any."""
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     rows = float(len(tensors[0])) if tensors and tensors[0].dim() else 0.0
     device = tensors[0].device if tensors and dist.get_backend() == "nccl" else None
-    own = torch.tensor([loss, error is not None, rows], dtype=torch.float64, device=device)
+    own = torch.tensor([loss, error is not None, rows, learned], dtype=torch.float64, device=device)
     every = [torch.empty_like(own) for _ in range(_ranks())]
     dist.all_gather(every, own)
-    losses, failed, numbers = torch.stack(every).cpu().unbind(1)
+    losses, failed, numbers, fingerprints = torch.stack(every).cpu().unbind(1)
     if failed.any():
         messages: list[Any] = [None] * len(failed)
-        dist.all_gather_object(messages, None if error is None else str(error))
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        dist.all_gather_object(messages, None if error is None else f"{kind}{error}")
         raise ValueError("; ".join(f"rank {r}: {m}" for r, m in enumerate(messages) if m is not None)) from error
     if numbers.min() != numbers.max():
         raise ValueError(
             f"ranks have {', '.join(f'{int(n)}' for n in numbers)} rows, of which the mean over ranks would weigh some "
             "more than others: give each as many, by DistributedSampler(..., drop_last=True) and drop_last batches"
         )
+    if fingerprints.min() != fingerprints.max():
+        raise ValueError(
+            "ranks have gradients of different parameters, which have no mean: every rank must run the same layers"
+        )
     return losses.mean().item()
 
 
 def _average(gradients: list[Tensor]) -> None:
     """Over ranks, in one message for each type."""
-    for dtype in {gradient.dtype for gradient in gradients}:
+    for dtype in dict.fromkeys(gradient.dtype for gradient in gradients):
         alike = [gradient for gradient in gradients if gradient.dtype == dtype]
         flat = torch.cat([gradient.reshape(-1) for gradient in alike])
         dist.all_reduce(flat)

@@ -233,6 +233,60 @@ def test_networks_that_mix_rows_are_refused():
         export(draws, x)
 
 
+def test_mixing_is_seen_in_small_outputs_too():
+    class Small(Mixing):
+        def forward(self, x):
+            return 1e-5 * super().forward(x)
+
+    module = BayesianModule(Small())
+    guide, x = AutoBernoulliDropout(module, rate=0.3), torch.randn(5, 3)
+    guide(x)
+    draws = DropoutPredictive(module, guide=guide, num_samples=K, return_sites=["_RETURN"], seed=1).draw(x)
+    with pytest.raises(ValueError, match="the network mixes the rows of a batch"):
+        export(draws, x)
+
+
+class Twice(nn.Module):
+    """One layer in two places."""
+
+    def __init__(self):
+        super().__init__()
+        self.one = nn.Linear(3, 3)
+        self.body = nn.Sequential(self.one, nn.ReLU(), self.one)
+
+    def forward(self, x):
+        return self.body(x)
+
+
+def of_prior(name, parameter):
+    return None if "bias" in name else pyro.distributions.Normal(0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("net", "units", "prior"),
+    [
+        (Twice(), "input", pyro.distributions.Normal(0.0, 1.0)),
+        (nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2)), "output", of_prior),
+        (Recurrent(), "input", of_prior),
+        (nn.Linear(3, 2), "input", pyro.distributions.Normal(0.0, 1.0)),
+    ],
+    ids=["one layer twice", "outputs of a bias without prior", "recurrent", "a layer alone"],
+)
+def test_other_networks(net, units, prior):
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    recurrent = isinstance(net, Recurrent)
+    module = BayesianModule(net, prior, event_dim=2 if recurrent else None)
+    x = torch.randn(6, 4, 3) if recurrent else torch.randn(6, 3)
+    guide = AutoBernoulliDropout(module, rate=0.4, units=units)
+    guide(x)
+    predict = DropoutPredictive(module, guide=guide, num_samples=K, return_sites=["_RETURN"], seed=1, parallel=False)
+    draws = predict.draw(x)
+    found = export(draws, x)(x)
+    assert not found.requires_grad
+    torch.testing.assert_close(found, by_hand(module, draws, x), rtol=1e-5, atol=1e-5)
+
+
 def test_masks_for_each_datum_are_refused():
     module = BayesianModule(mc())
     guide, x = AutoBernoulliDropout(module, rate=0.3), torch.randn(5, 3)

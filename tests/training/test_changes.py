@@ -184,7 +184,11 @@ def test_an_optimiser_s_state_and_options():
     assert_alike(happens, lambda: function_of(net()))
 
 
-def test_values_of_buffers_that_change():
+READS = {"float": float, "list": lambda t: t.reshape(1).tolist()[0], "array": lambda t: t.numpy().item()}
+
+
+@pytest.mark.parametrize("how", READS)
+def test_values_of_buffers_that_change(how):
     """Read as a number, a buffer is no part of a graph: its value would stay that of the trace."""
 
     def model():
@@ -192,7 +196,7 @@ def test_values_of_buffers_that_change():
         inner.register_buffer("factor", torch.tensor(1.0, dtype=F64))
 
         def scaled(x, y=None):
-            return inner(x * float(inner.factor), y)
+            return inner(x * READS[how](inner.factor), y)
 
         scaled.inner = inner
         return scaled
@@ -204,6 +208,46 @@ def test_values_of_buffers_that_change():
 
     still = partial(AutoBernoulliDropout, rate=0.0)  # eager steps draw other numbers
     assert not assert_alike(happens, model, still, warns="cannot be traced .*reads the value of a tensor")
+
+
+def test_values_of_constants_are_a_part_of_graphs():
+    def model():
+        inner = FixedNoise(mlp(3, (4,)).double(), size=20)
+
+        def scaled(x, y=None):
+            table = torch.arange(3.0, dtype=F64)
+            return inner(x * torch.tensor(0.7).item() * table[torch.tensor(1)], y)
+
+        return scaled
+
+    assert len(assert_alike(lambda run: run("step", 4), model)) == 1
+
+
+def test_constants_that_something_was_written_to_are_none():
+    def model():
+        inner = FixedNoise(mlp(3, (4,)).double(), size=20)
+
+        def scaled(x, y=None):
+            table = torch.zeros(2, dtype=F64)
+            table[0] = x[0, 0]
+            return inner(x * table[0].item(), y)
+
+        return scaled
+
+    still = partial(AutoBernoulliDropout, rate=0.0)
+    assert not assert_alike(lambda run: run("step", 4), model, still, warns="reads the value of a tensor")
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
+def test_rates_that_are_tensors_and_change(kind):
+    def happens(run):
+        for _ in range(8):
+            run("step")
+            for o in run.optim.optim_objs.values():
+                o.param_groups[0]["lr"].mul_(0.7)
+
+    optim = lambda: pyro.optim.PyroOptim(kind, {"lr": torch.tensor(1e-2, dtype=F64)})  # noqa: E731
+    assert len(assert_alike(happens, lambda: function_of(net()), optim=optim)) == 1
 
 
 def rates_fall(run):

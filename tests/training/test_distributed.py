@@ -14,10 +14,11 @@ import torch.distributed as dist
 from torch import nn
 
 from models.classification import Classification
-from models.regression import Regression
+from models.regression import Regression, mlp
 from pyro_dropout import (
     AutoBernoulliDropout,
     AutoConcreteDropout,
+    BayesianModule,
     RenyiDropout_ELBO,
     TraceDropout_ELBO,
     load_checkpoint,
@@ -118,6 +119,7 @@ def job(rank, folder):
     found["refusals"] = refusals(rank)
     found["trained"], found["means"] = trained(rank)
     found["compiled"] = compiled(rank)
+    found["functions"], found["sides"] = functions(rank), sides(rank)
     for compiling in (False, True):
         found["resumed", compiling] = [resumed(rank, Path(folder), compiling, at) for at in (None, 3)]
     return found
@@ -156,6 +158,7 @@ def refusals(rank):
         distributed_loss, TraceDropout_ELBO(masks="draw"), norm, AutoConcreteDropout(norm), x.float(), (y > 0).long()
     )
     found["function"] = message_of(distributed_loss, TraceDropout_ELBO(), lambda x, y: None, guide, x, y)
+    found["type"] = message_of(distributed_step, loss, optim, x, None if rank else y)
     svi = DistributedSVI(*made(AutoConcreteDropout), pyro.optim.Adam({}), backend="eager", progress=False)
     svi.step(x, y)
     found["compiled loss"] = [message_of(svi.step, bad, y) for _ in range(3)]  # the first is eager
@@ -174,6 +177,66 @@ class _Broken(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         return gradient * (torch.nan if ctx.broken else 1.0), None
+
+
+def functions(rank):
+    """A model and a network that are in no module: parameters in the store, layers in a closure."""
+    pyro.set_rng_seed(rank)
+    found = {}
+    with pyro.settings.context(module_local_params=False):
+        pyro.clear_param_store()
+        prior = pyro.distributions.Normal(0.0, 1.0)
+        net = BayesianModule(mlp(3, (4,)).double(), lambda name, p: prior if name[0] == "0" else None)
+
+        def model(x, y=None):
+            mean = net(x).squeeze(-1)
+            with pyro.plate("data", SIZE, subsample_size=len(x)):
+                return pyro.sample("obs", pyro.distributions.Normal(mean, 1.0), obs=y)
+
+        guide = AutoConcreteDropout(model)
+        svi = DistributedSVI(model, guide, pyro.optim.Adam({"lr": 0.01}), backend="eager", progress=False)
+        losses = [svi.step(*own(rank)) for _ in range(3)]
+        store = pyro.get_param_store().named_parameters()
+        found["parameters"] = {name: p.detach().clone() for name, p in store}
+        assert len(losses) == 3
+        norm = BayesianModule(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)).double())
+
+        def mixing(x, y=None):
+            mean = norm(x).squeeze(-1)
+            with pyro.plate("data", SIZE, subsample_size=len(x)):
+                return pyro.sample("obs", pyro.distributions.Normal(mean, 1.0), obs=y)
+
+        loss = TraceDropout_ELBO(masks="draw")
+        guide = AutoConcreteDropout(mixing)
+        svi = DistributedSVI(mixing, guide, pyro.optim.Adam({}), loss, backend="eager", progress=False)
+        found["norm"] = message_of(svi.step, *own(rank))
+        pyro.clear_param_store()
+    return found
+
+
+class Sides(pyro.nn.PyroModule):
+    """Ranks that run other layers have gradients of other parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = (BayesianModule(nn.Linear(3, 1).double()) for _ in range(2))
+
+    def forward(self, x, y=None, left=True):
+        mean = (self.a if left else self.b)(x).squeeze(-1)
+        with pyro.plate("data", SIZE, subsample_size=len(x)):
+            return pyro.sample("obs", pyro.distributions.Normal(mean, 1.0), obs=y)
+
+
+def sides(rank):
+    def guide(x, y=None, left=True):
+        return (guides[0] if left else guides[1])(x, y, left)
+
+    model = Sides()
+    guides = [AutoBernoulliDropout(model) for _ in range(2)]
+    for left, each in zip((True, False), guides, strict=True):
+        each(*own(rank), left)
+    svi = DistributedSVI(model, guide, pyro.optim.Adam({}), backend="eager", progress=False)
+    return message_of(svi.step, *own(rank), rank == 0)
 
 
 def trained(rank):
@@ -271,6 +334,7 @@ def test_steps_are_refused_by_all_with_one_message(found):
         "gradient": "the loss is finite, but the gradient of .* is not",
         "norm": r"net.net.1 \(BatchNorm1d\) takes the statistics of each rank's own rows",
         "function": "model must be a module",
+        "type": "^rank 1: ",
     }.items():
         messages = {found[rank]["refusals"][what] for rank in range(2)}
         assert len(messages) == 1, messages
@@ -291,6 +355,20 @@ def test_compiled_steps_are_those_of_the_module(found):
             assert losses == pytest.approx(expected, rel=1e-9)
             for name, value in values.items():
                 torch.testing.assert_close(parameters[name], value, rtol=1e-7, atol=1e-9)
+
+
+def test_parameters_and_layers_of_functions_are_known(found):
+    first, second = (found[rank]["functions"] for rank in range(2))
+    assert first["parameters"].keys() == second["parameters"].keys()
+    assert len(first["parameters"]) > 2
+    assert all(torch.equal(value, second["parameters"][name]) for name, value in first["parameters"].items())
+    assert first["norm"] == second["norm"]
+    assert "takes the statistics of each rank's own rows" in first["norm"]
+
+
+def test_ranks_that_learn_other_parameters_are_refused(found):
+    for rank in range(2):
+        assert "ranks have gradients of different parameters" in found[rank]["sides"]
 
 
 @pytest.mark.parametrize("compiling", [False, True])

@@ -6,8 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pyro.optim import PyroOptim
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pyro_dropout._checks import check_choice, said
+from pyro_dropout._failures import listed
 from pyro_dropout.losses.elbo import TraceDropout_ELBO
 
 
@@ -29,6 +32,21 @@ def check_optimisers(**named: Any) -> None:
             raise TypeError(
                 f'{name} must be a PyroOptim, such as pyro.optim.Adam({{"lr": 0.01}}), but found {said(optim)}'
             )
+
+
+def rows_of(args: Any, kwargs: Any) -> list[tuple[Any, Any]]:
+    """The arguments of each step."""
+    leaves, spec = tree_flatten((args, kwargs))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    numbers = {len(t) if t.dim() else -1 for t in tensors}
+    if len(numbers) != 1 or numbers == {-1}:
+        found = listed(args, kwargs)
+        raise ValueError(f"scan takes one step for each entry of its tensors' first dimension, but found {found}")
+    columns = [leaf.unbind() if isinstance(leaf, Tensor) else None for leaf in leaves]
+    return [
+        tree_unflatten([leaf if rows is None else rows[i] for leaf, rows in zip(leaves, columns, strict=True)], spec)
+        for i in range(numbers.pop())
+    ]
 
 
 def number_of(hyperparameters: Any) -> int:

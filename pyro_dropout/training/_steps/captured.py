@@ -21,7 +21,8 @@ class Captured:
     """A traced graph as a CUDA graph, from its fourth call on.
 
     What depends on numbers of the CPU alone, a prior's scale say, is computed when the graph is captured, and the graph
-    is captured anew where one of them has changed. What cannot be captured runs operation by operation, with a warning.
+    is captured anew where one of them has changed; arguments of steps go to the GPU. What cannot be captured runs
+    operation by operation, with a warning.
 
     :param traced: the graph.
     :param inputs: number of its inputs beside the tensors of the trace.
@@ -38,6 +39,7 @@ class Captured:
                 f'backend "cudagraphs" runs on a GPU, but found tensors on {found}: move model, guide and data to it, '
                 'or take "inductor" or "eager"'
             )
+        self._device = next(tensor.device for tensor in traced.tensors if _on_gpu(tensor))
         self._calls, self._failed = 0, False
         self._versions: list[int] = []
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -45,7 +47,10 @@ class Captured:
         self._results: Sequence[Tensor] = []
 
     def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
-        inputs = tensors[: self._number]
+        with torch.cuda.device(self._device):
+            return self._called([t if _on_gpu(t) else t.to(self._device) for t in tensors[: self._number]])
+
+    def _called(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         self._calls += 1
         if self._calls <= _FIRST or self._failed:
             return self._beside(inputs)

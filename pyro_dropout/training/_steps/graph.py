@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
 from pyro_dropout.training._steps.internals import compile_graph, decompositions_of, one_fake_mode
 from pyro_dropout.training._steps.library import Library
@@ -82,7 +85,7 @@ def graph_of(function: Callable[..., Any], inputs: Sequence[Tensor], decompositi
 
 def trace(function: Callable[..., Any], inputs: Sequence[Tensor]) -> Traced:
     """The graph of a function (:func:`graph_of`) that refers to tensors which are not among its inputs."""
-    with _NoValues():
+    with _NoValues() as values, _NoArrays(values):
         module = graph_of(function, inputs, {aten.native_batch_norm.default: _batch_norm})
     graph = module.graph
     tensors: dict[int, tuple[Node, Tensor]] = {}
@@ -106,12 +109,52 @@ def trace(function: Callable[..., Any], inputs: Sequence[Tensor]) -> Traced:
 
 
 class _NoValues(TorchDispatchMode):
-    """Values of tensors become a part of no graph: they may be others at the next call."""
+    """Values of tensors become a part of no graph, as they may be others at the next call; but those of constants may,
+    which are made while the function runs, of nothing that was there before.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._constants = WeakIdKeyDictionary()
+        self._written: set[int] = set()  # memory of constants that something else was written to
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        constant = func is aten.lift_fresh.default or all(map(self.is_constant, tensors))
         if func is aten._local_scalar_dense.default:
-            raise NotImplementedError(f"it reads the value of a tensor of shape {tuple(args[0].shape)}")
+            self.check(tensors[0])
+        elif func._schema.is_mutable and not constant:
+            self._written.add(tensors[0].untyped_storage()._cdata)
+        found = func(*args, **(kwargs or {}))
+        if constant:
+            self._constants.update({leaf: True for leaf in tree_leaves(found) if isinstance(leaf, Tensor)})
+        return found
+
+    def is_constant(self, tensor: Tensor) -> bool:
+        return tensor in self._constants and tensor.untyped_storage()._cdata not in self._written
+
+    def check(self, tensor: Tensor) -> None:
+        if not self.is_constant(tensor):
+            raise NotImplementedError(
+                f"it reads the value of a tensor of shape {tuple(tensor.shape)}: compute with the tensor itself, or "
+                "pass a number"
+            )
+
+
+class _NoArrays(TorchFunctionMode):
+    """The same for values that are read past PyTorch's operations."""
+
+    def __init__(self, values: _NoValues) -> None:
+        super().__init__()
+        self._values = values
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _READ:
+            self._values.check(args[0])
         return func(*args, **(kwargs or {}))
+
+
+_READ = {Tensor.tolist, Tensor.numpy, Tensor.__array__}
 
 
 def _size_depends_on_values(node: Node) -> bool:

@@ -86,7 +86,7 @@ class Update:
         """Takes learning rates over that have changed."""
         for i, (groups, rate) in enumerate(self.rates):  # fixed ones have not changed
             if groups[0]["lr"] != self._last[i]:
-                self._last[i] = groups[0]["lr"]
+                self._last[i] = float(groups[0]["lr"])
                 rate.fill_(groups[0]["lr"])
 
     def __call__(self, gradients: Sequence[Tensor | None], finite: Tensor) -> None:
