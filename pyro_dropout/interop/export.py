@@ -85,7 +85,13 @@ def export(
     net = _plain(module, values, len(draws))
     plain = _KeptFunctions(net, len(draws), None, False).eval()
     with torch.no_grad(), said_of_arguments("the plain network", example, {}):
-        found = plain(*example)
+        try:
+            found = plain(*example)
+        except RuntimeError as error:
+            raise ValueError(
+                f"the plain network fails ({str(error).splitlines()[0]}): it has {len(draws)} rows for each of the "
+                "data's, and a layer with masks or weights of each function gets others (positions, say)"
+            ) from error
         _check_rows(plain, found, example)
         _check_same(module, draws, found, example)
     return _KeptFunctions(net, len(draws), copy.deepcopy(link), moments).eval()

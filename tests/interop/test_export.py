@@ -287,6 +287,26 @@ def test_other_networks(net, units, prior):
     torch.testing.assert_close(found, by_hand(module, draws, x), rtol=1e-5, atol=1e-5)
 
 
+class Positions(nn.Module):
+    """Rows of an embedding that are not the data's."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.positions = nn.Linear(3, 2), nn.Embedding(5, 3)
+
+    def forward(self, x):
+        return self.layer(x + self.positions(torch.arange(5)))
+
+
+def test_layers_whose_rows_are_not_the_datas_are_refused():
+    module = BayesianModule(Positions(), event_dim=2)
+    guide, x = AutoNormal(module, init_scale=0.1), torch.randn(4, 5, 3)
+    guide(x)
+    options = {"num_samples": K, "return_sites": ["_RETURN"], "seed": 1, "parallel": False}
+    with pytest.raises(ValueError, match=r"has 6 rows for each of the data's.*\(positions, say\)"):
+        export(DropoutPredictive(module, guide=guide, **options).draw(x), x)
+
+
 def test_masks_for_each_datum_are_refused():
     module = BayesianModule(mc())
     guide, x = AutoBernoulliDropout(module, rate=0.3), torch.randn(5, 3)
