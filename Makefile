@@ -1,5 +1,6 @@
 # make demo and make test set themselves up; a second run finds .venv as it is.
 PYTHON ?= python3.11
+EXTRAS ?= examples,test
 BIN := .venv/bin
 READY := .venv/.ready
 
@@ -35,5 +36,5 @@ clean:
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[examples,test]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
 	touch $(READY)
