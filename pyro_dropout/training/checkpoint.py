@@ -32,6 +32,7 @@ def save_checkpoint(path: str | os.PathLike, **parts: Any) -> None:
     Example::
 
         >>> import tempfile
+        >>> from pathlib import Path
         >>> layer = nn.Linear(2, 1)
         >>> path = Path(tempfile.mkdtemp()) / "fit.pt"
         >>> save_checkpoint(path, layer=layer, step=3)
@@ -70,6 +71,7 @@ def load_checkpoint(path: str | os.PathLike, map_location: Any = None, **parts: 
     Example::
 
         >>> import tempfile
+        >>> from pathlib import Path
         >>> path = Path(tempfile.mkdtemp()) / "fit.pt"
         >>> save_checkpoint(path, layer=nn.Linear(2, 1), step=3)
         >>> load_checkpoint(path, layer=nn.Linear(2, 1))["step"]

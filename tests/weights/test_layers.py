@@ -215,15 +215,21 @@ def test_units_that_are_dropped_cost_nothing_and_change_nothing(units, bias):
 
 def test_kept_units_under_autocast():
     """A wide layer at a high rate, whose kept units are taken out: in the type of the products around it."""
-    module, x = BayesianModule(nn.Linear(600, 600)), torch.randn(300, 600)
+    inside: list[torch.dtype] = []
+    net, x = nn.Sequential(nn.Linear(600, 600), nn.Identity()), torch.randn(300, 600)
+    net[1].register_forward_hook(lambda module, inputs, output: inside.append(output.dtype))
+    module = BayesianModule(net)
     guide = AutoBernoulliDropout(module, rate=0.4)
     guide(x)
     predict = DropoutPredictive(module, guide=guide, num_samples=20, return_sites=["_RETURN"], seed=0)
     expected = predict(x)["_RETURN"]
+    inside.clear()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = predict(x)["_RETURN"]
-    assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.05)
+    assert set(inside) == {torch.bfloat16}
+    assert found.dtype == torch.float32, "what leaves the module"
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
+    assert not torch.equal(found, expected)
 
 
 def test_masked_outputs_under_autocast_have_its_type():

@@ -1,4 +1,4 @@
-"""Every test starts from the same seed and an empty parameter store."""
+"""Every test, and every example of a docstring, starts from the same seed and an empty parameter store."""
 
 import pyro
 import pytest
