@@ -6,8 +6,8 @@ READY := .venv/.ready
 
 .PHONY: demo test test-all lint format bench docs clean
 
-demo: $(READY)  ## the quickstart: fit, table, pictures in outputs/
-	$(BIN)/python -m examples.start.quickstart
+demo: $(READY)  ## a minute: a table and a picture in outputs/
+	OMP_NUM_THREADS=1 $(BIN)/python -m examples.start.demo
 
 test: $(READY)  ## what CI runs, by two processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2

@@ -171,8 +171,8 @@ def draw(found: Found, options: argparse.Namespace) -> object:
     figure, axes = panels(1, 2, 11, 4, width_ratios=[2, 1])
     for number, (policy, of) in enumerate(found.items()):
         curve = course(of, options.setting)
-        batches = np.arange(1, len(curve) + 1)
-        low, middle, high = np.quantile(curve, [0.25, 0.5, 0.75], axis=1)
+        batches = np.arange(WINDOW, len(curve) + 1)
+        low, middle, high = np.quantile(curve[WINDOW - 1 :], [0.25, 0.5, 0.75], axis=1)
         axes[0, 0].plot(batches, middle, color=f"C{number}", label=policy)
         axes[0, 0].fill_between(batches, low, high, color=f"C{number}", alpha=0.15, linewidth=0)
     what = "reward of a step" if options.setting in WORLDS else "return of an episode"

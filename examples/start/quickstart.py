@@ -1,4 +1,4 @@
-"""Quickstart: a Bayesian network with learned drop rates on real data, beside two baselines (``make demo``).
+"""Quickstart: a Bayesian network with learned drop rates on real data, beside two baselines.
 
 442 diabetes patients, ten measurements each, and a score of how far the disease has progressed one year later. The
 script shows the whole way with Pyro's own tools: fit (``SVI``), predict (``Predictive``), score in the units of the

@@ -104,7 +104,7 @@ class Exact:
 
 
 @pytest.mark.parametrize("sides", ["output", "both", "branch", ("input", "branch")], ids=str)
-@pytest.mark.parametrize("gradient", ["arm", "disarm"])
+@pytest.mark.parametrize("gradient", [pytest.param("arm", marks=pytest.mark.slow), "disarm"])
 def test_losses_and_gradients_are_those_of_all_masks(sides, gradient):
     """Of weights, biases and rates, with one mask for all data."""
     case = Exact(sides)

@@ -16,7 +16,7 @@ from tests.examples.staged import staged
 
 @staged
 def test_what_is_found_and_written(tmp_path, capsys):
-    arguments = ["--quick", "--outputs", str(tmp_path)]
+    arguments = ["--quick", "--images", "1280", "--draws", "3", "--outputs", str(tmp_path)]
     found = attacks.main(arguments)
     assert [each["alpha"] for each in found] == list(attacks.NETWORKS)
     for each in found:

@@ -8,11 +8,13 @@ import torch
 
 from examples.concrete import decisions
 from examples.concrete.decisions import auroc, measures, others_table, referral_table, sets_table, temperature_table
+from examples.concrete.rates_mnist_runs import Run
 from tests.examples.staged import staged
 
 
 @staged
-def test_what_is_found_and_written(tmp_path):
+def test_what_is_found_and_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(Run, "steps", lambda run, epochs: 60)
     text = decisions.main(["--quick", "--outputs", str(tmp_path)])
     assert (tmp_path / "decisions.md").read_text() == text + "\n"
     assert text.count("| learned rates, draws |") == 3 + 3 + 1 + 1  # referral, other images, temperature, sets

@@ -16,16 +16,16 @@ from tests.examples.staged import staged
 
 
 @staged
-def test_what_is_found_and_written(tmp_path):
+def test_what_is_found_and_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(Run, "steps", lambda run, epochs: 60)
     found = rates_mnist.main(["--quick", "--outputs", str(tmp_path)])
     assert [run.start for run in found] == [0.1, *STARTS]
     for history in found.values():
-        assert history[-1]["step"] == ALL // 128
-        assert len(history) > 20
+        assert [seen["step"] for seen in history] == list(range(3, 61, 3))
         assert len(history[-1]["rates"]) == 4
-        assert history[-1]["test"]["accuracy"] > 0.9
+        assert history[-1]["test"]["accuracy"] > 0.7
         moved = [abs(a - b) for a, b in zip(history[0]["rates"], history[-1]["rates"], strict=True)]
-        assert max(moved) > 0.001
+        assert max(moved) > 1e-5
         for part in ("validation", "test"):
             found_of = history[-1][part]
             assert sum(found_of["right"]) / 200 == found_of["accuracy"]

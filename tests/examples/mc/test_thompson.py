@@ -69,7 +69,12 @@ def test_other_worlds_end(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("setting", "policy"), [("demo", "Thompson, Concrete"), ("paper", "Thompson"), ("CartPole-v1", "ε-greedy")]
+    ("setting", "policy"),
+    [
+        ("demo", "Thompson, Concrete"),
+        pytest.param("paper", "Thompson", marks=pytest.mark.slow),
+        pytest.param("CartPole-v1", "ε-greedy", marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, setting, policy):
     options = argparse.Namespace(agents=2, steps=8 * MARK, backend="eager", outputs=tmp_path / "whole")
