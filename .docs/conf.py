@@ -46,7 +46,10 @@ autodoc_typehints, autodoc_member_order = "none", "bysource"
 autosummary_generate = True
 copybutton_prompt_text = r">>> |\.\.\. "
 copybutton_prompt_is_regexp = True
-suppress_warnings = ["myst.xref_missing"]  # links of the README to folders of the repository
+suppress_warnings = [
+    "myst.xref_missing",  # links of the README to folders of the repository
+    "config.cache",  # the order of tutorials is a class
+]
 sphinx_gallery_conf = {
     "examples_dirs": "../examples/tutorials",
     "gallery_dirs": "tutorials",  # written at each build

@@ -70,8 +70,9 @@ def main(arguments: list[str] | None = None) -> dict[str, list[Score]]:
     scores = boats(options.splits, options.steps)
     print(f"\n{said(scores)}\n")
     print(f"wrote {draw(moments, x, y, grid, scores, options.outputs / 'demo.png')}; look at")
-    print("  left: how wide the band of the mean is where there are no data, and that the noise is not wider there;")
-    print("  right and above: log-likelihoods, which ask for errors that are as large as they are said to be.")
+    print("  left: the band of the mean, which is narrow at the data, wider between and beyond them;")
+    print("  right and above: log-likelihoods, which ask for errors as large as they are said to be. Without dropout")
+    print("  the network's mean is no worse, and it is far too sure of it.")
     return scores
 
 
@@ -226,7 +227,7 @@ def draw_curve(axes: Axes, moments: PredictiveMoments, x: Tensor, y: Tensor, gri
         )
     axes.plot(grid, moments.mean, color="#08306b", label="mean")
     axes.scatter(x, y, s=9, color="black", zorder=3, label="data")
-    axes.set(xlabel="x", ylabel="y", ylim=(-4, 4), title="Learned rates: a curve without data in the middle")
+    axes.set(xlabel="x", ylabel="y", ylim=(-3, 3), title="Learned rates: a curve without data in the middle")
     axes.legend(fontsize=8, ncols=2, loc="upper center")
 
 
@@ -239,7 +240,7 @@ def draw_table(axes: Axes, scores: dict[str, list[Score]]) -> None:
         axes.errorbar(mean, place, xerr=1.96 * error, fmt="o", color=color, capsize=3)
     axes.set_yticks(range(len(scores)), list(reversed(scores)))
     axes.set(
-        xlabel="log-likelihood of a test row, by split; mean and 95 %",
+        xlabel="log-likelihood of a test row",
         title="Resistance of yachts",
         ylim=(-0.6, len(scores) - 0.4),
     )

@@ -1,0 +1,1 @@
+"""Tutorials as scripts of cells, which ``make docs`` runs and shows; ``README.md`` is the gallery's head."""
