@@ -115,4 +115,5 @@ plt.show()
 # What to remember
 # ----------------
 # ``draw`` keeps functions that can be asked about any data, and ``mutual_information`` says where they disagree. Give
-# the model a few random labels first, and always compare with random choice.
+# the model a few random labels first, and always compare with random choice: with a rate of 0.25 or 0.3, or a stronger
+# prior, choosing by mutual information was behind it for the first 90 labels here.

@@ -128,4 +128,5 @@ plt.show()
 # What to remember
 # ----------------
 # ``draw`` keeps functions, and one function has one opinion everywhere: let each decide once. Dropout varies functions
-# around what was seen, and says little of an arm that was never tried, so begin with some random choices.
+# around what was seen, and says little of an arm that was never tried, so begin with some random choices: after ten of
+# them in place of forty, Thompson sampling and the greedy mean were alike, or both failed.
