@@ -120,5 +120,5 @@ plt.show()
 # What to remember
 # ----------------
 # A rate of 0 is ridge regression, so that a grid with it compares the two. Choose rate and shrinkage together, by
-# held-out log-density. Sparse matrices stay sparse, and with few rows the work grows slowly with the columns. These data
-# were made with columns of very different units, which dropout does not mind; with others ridge regression did as well.
+# held-out log-density. Sparse matrices stay sparse, and with few rows the work grows slowly with the columns. The data
+# here were made with columns of very different units, which dropout does not mind; with others ridge did as well.
