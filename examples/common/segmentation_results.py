@@ -43,6 +43,11 @@ def values(results: Results, dropout: Dropout, way: str, measure: str) -> np.nda
     return found if measure in ("log-likelihood", "mutual information") else 100 * found
 
 
+def epochs_of(history: list[dict[str, Any]], options: argparse.Namespace) -> list[float]:
+    """After which it was looked at."""
+    return [options.epochs * seen["step"] / history[-1]["step"] for seen in history]
+
+
 def scores_table(
     results: Results, ways: dict[str, tuple[Dropout, str]], measures: Sequence[str], published: dict[str, str]
 ) -> str:
