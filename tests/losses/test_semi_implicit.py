@@ -345,7 +345,7 @@ class Chain:
         return -total
 
 
-@pytest.mark.parametrize("extra", [0, 1])
+@pytest.mark.parametrize("extra", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_another_model_with_two_latents_and_one_of_no_mask(extra):
     of, x = Chain(), torch.tensor([[0.5, -1.0], [1.5, 0.3]], dtype=F64)
     parameters = [*of.parameters.values(), of.logits]
@@ -444,7 +444,7 @@ def test_annealing_must_be_a_number(value, found):
         SemiImplicitDropout_ELBO(annealing=value)
 
 
-@pytest.mark.parametrize("extra", [0, 2])
+@pytest.mark.parametrize("extra", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_weights_with_masks_of_their_own_beside_them(extra):
     """Members of the weights' masks are no components: rates that are learned give the value of fixed ones."""
     found = {}

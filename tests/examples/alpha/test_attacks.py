@@ -15,6 +15,7 @@ from tests.examples.staged import staged
 
 
 @staged
+@pytest.mark.slow
 def test_what_is_found_and_written(tmp_path, capsys):
     arguments = ["--quick", "--images", "1280", "--draws", "3", "--outputs", str(tmp_path)]
     found = attacks.main(arguments)

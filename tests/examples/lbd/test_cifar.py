@@ -20,6 +20,7 @@ from tests.examples.staged import staged
 
 
 @staged
+@pytest.mark.slow
 def test_what_is_found_and_written(tmp_path):
     arguments = ["--quick", "--outputs", str(tmp_path)]
     found = cifar.main(arguments)

@@ -151,6 +151,7 @@ def test_splits_of_every_engine_are_those_of_the_loop(tmp_path, engine, capsys):
     assert len({tuple(results["rmse"]) for results in loop.values()}) == 3
 
 
+@pytest.mark.slow
 def test_a_split_that_fails_leaves_others_and_is_all_that_is_computed_then(monkeypatch, capsys):
     seen, whole = [], uci.fit
     bad = load_uci("yacht").train[1]
