@@ -38,6 +38,12 @@ def programs(text):
     return [code for code in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) if ">>>" not in code]
 
 
+def test_every_program_is_run_below():
+    found = {page.stem: len(programs(page.read_text())) for page in PAGES}
+    ran = {"start": 1, "prediction": 1, "compiled": 1, "conversion": 1, "encoders": 1, "entropic": 2, "scale": 2}
+    assert {page: number for page, number in found.items() if number} == ran
+
+
 def run(page, place=0, fewer=("", ""), **known):
     code = programs((FOLDER / f"{page}.md").read_text())[place]
     assert fewer[0] in code

@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from examples.common.data import UCI
+from examples.common.schedules import Decay
 from examples.common.standardised import Scaling
 from models.regression import Regression
 from pyro_dropout import (
@@ -250,18 +251,6 @@ def last_m_step(means: Tensor, y: Tensor) -> Tensor:
     :param y: responses, ``[N]``.
     """
     return (0.1 - 1 + len(y) / 2) / (0.01 + (y - means).square().sum(-1).mean() / 2)
-
-
-class Decay:
-    """The learning rate of a chunk of steps: up to each end, as it is for half of the way, then down to a hundredth."""
-
-    def __init__(self, ends: list[int]) -> None:
-        self.ends = ends
-
-    def __call__(self, chunk: int) -> float:
-        end = next((end for end in self.ends if chunk < end), self.ends[-1])
-        start = max((end for end in self.ends if end <= chunk), default=0)
-        return 0.01 ** max(0.0, 2 * (chunk - start) / max(1, end - start) - 1)
 
 
 def maker(method: str, features: int, size: int, hidden: tuple[int, ...]) -> Callable[..., tuple[Any, Any]]:

@@ -10,7 +10,7 @@ import torch
 
 from examples.common.data.camvid import UNLABELLED
 from examples.common.segmentation import CLASSES, SIZES, Crops, Dropout, as_inputs, options_of, trained
-from examples.common.segmentation_results import ahead, values
+from examples.common.segmentation_results import ahead, epochs_of, values
 from examples.concrete import camvid
 from examples.concrete.camvid import CONCRETE, FIXED, MEASURES, NONE, STARTS, WAYS, claims, rates_table, tables
 from models.segmentation import FCDenseNet, Segmentation, has_dropout
@@ -163,3 +163,8 @@ def test_tables():
     assert "| 0.2, draws | 67.2 | 62.00 |" in text
     assert "| 0.05 | 0.010 | 0.210 | 0.010 | 0.010 | 0.210 | 0.000 |" in rates_table(results)
     assert np.isfinite(values(results, CONCRETE, "draws", "IoU")).all()
+
+
+def test_looks_are_drawn_at_their_epochs():
+    history = [{"step": 455}, {"step": 910}, {"step": 1365}]
+    assert epochs_of(history, argparse.Namespace(epochs=15)) == [5.0, 10.0, 15.0]

@@ -11,6 +11,7 @@ import scipy.stats
 import torch
 
 from examples.common.data import UCI, load_uci
+from examples.common.schedules import Decay
 from examples.mc import uci_training
 from models.regression import Regression
 from pyro_dropout import AutoBernoulliDropout
@@ -83,7 +84,7 @@ def test_the_last_m_step_is_the_mode():
 
 
 def test_the_learning_rate_comes_down_at_each_end(monkeypatch):
-    rates = [uci_training.Decay([4, 12])(chunk) for chunk in range(13)]
+    rates = [Decay([4, 12])(chunk) for chunk in range(13)]
     assert rates[:3] == rates[4:9:2] == [1.0] * 3
     assert rates[3] == pytest.approx(0.1)
     assert rates[4:9] == [1.0] * 5
