@@ -1,8 +1,12 @@
 """The documentation: ``make docs`` writes it to ``outputs/docs``."""
 
+import sys
 import warnings
+from pathlib import Path
 
 import pyro_dropout
+
+sys.path.insert(0, str(Path(__file__).parent))  # linked_names
 
 TUTORIALS = [
     "first_network",
@@ -37,6 +41,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx_copybutton",
     "sphinx_gallery.gen_gallery",
+    "linked_names",
 ]
 html_theme, html_title = "furo", f"pyro_dropout {version}"
 exclude_patterns = ["README.md"]

@@ -66,3 +66,17 @@ def positive(text: str) -> float:
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"must be a positive number, but found {text}")
     return value
+
+
+def below_one(text: str) -> float:
+    """A rate: at least 0, below 1.
+
+    :raises argparse.ArgumentTypeError: what the parser shows.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"must be a rate of at least 0 and below 1, but found {text}")
+    return value

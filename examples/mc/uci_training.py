@@ -215,7 +215,7 @@ def evaluated(networks: Networks, losses: Tensor, wanted: list[str], draws: int,
 
 def kinds(method: str, choosing: bool) -> list[str]:
     """The scores of a method, or the one to choose by."""
-    last = method in ("concrete", "disarm", "disarm-unit")
+    last = method in ("concrete", "held", "disarm", "disarm-unit")
     if choosing:
         return ["after_m_step" if last else "log_likelihood"]
     return ["log_likelihood", "rmse"] + ["after_m_step"] * last
@@ -266,9 +266,8 @@ def maker(method: str, features: int, size: int, hidden: tuple[int, ...]) -> Cal
         model = Regression(features, size, hidden, lengthscale=0.01, precision=precision)
         return model, AutoBernoulliDropout(model, rate=rate, rest=AutoDelta)
 
-    def learned(lengthscale: float) -> tuple[Any, Any]:
-        noise = "network" if method == "network" else "latent"
-        model = Regression(features, size, hidden, lengthscale, noise, scaled=True)
+    def learned(lengthscale: float, precision: Any = "network" if method == "network" else "latent") -> tuple[Any, Any]:
+        model = Regression(features, size, hidden, lengthscale, precision, scaled=True)
         guide = guides.get(method, lambda model: AutoConcreteDropout(model, rate=0.1, rest=AutoDelta))
         return model, guide(model)
 

@@ -7,7 +7,7 @@ import pyro
 import pytest
 import torch
 
-from examples.common.arguments import add_backend, add_outputs, add_seed, count, parsed, script, settle
+from examples.common.arguments import add_backend, add_outputs, add_seed, below_one, count, parsed, script, settle
 
 
 def test_what_scripts_share():
@@ -39,6 +39,13 @@ def test_counts(text):
     assert count("3") == 3
     with pytest.raises(argparse.ArgumentTypeError, match=f"at least 1, but found {text}"):
         count(text)
+
+
+@pytest.mark.parametrize("text", ["-0.1", "1", "a", "nan"])
+def test_rates(text):
+    assert (below_one("0"), below_one("0.5")) == (0.0, 0.5)
+    with pytest.raises(argparse.ArgumentTypeError, match=f"below 1, but found {text}"):
+        below_one(text)
 
 
 def test_a_quick_run_has_other_defaults_and_a_folder_of_its_own():

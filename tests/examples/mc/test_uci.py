@@ -21,7 +21,7 @@ OPTIONS = argparse.Namespace(
     layers=1,
     epochs=0.002,
     lengthscales=uci.LENGTHSCALES,
-    restarts=1,
+    restarts=None,
     backend="eager",
     output=Path("outputs/uci"),
 )
@@ -69,7 +69,12 @@ def test_a_grid_is_searched_on_validation_rows_alone(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("method", "kinds"), [("mc", ["log_likelihood"]), ("concrete", ["log_likelihood", "after_m_step"])]
+    ("method", "kinds"),
+    [
+        ("mc", ["log_likelihood"]),
+        ("concrete", ["log_likelihood", "after_m_step"]),
+        ("held", ["log_likelihood", "after_m_step"]),
+    ],
 )
 def test_results_are_in_the_units_of_the_response(method, kinds, monkeypatch):
     """Ten times the response has a tenth of the density; precisions of the grid are in its units, too."""
@@ -111,6 +116,12 @@ def test_early_stopping_is_chosen_by_validation_rows(monkeypatch):
     assert found["log_likelihood"] == [10.0, 25.0]
     assert found["seconds"] == 5.0  # a split
     assert [values["steps"] for values in found["chosen"]] == [uci.EARLY, 1.0]
+
+
+@pytest.mark.parametrize(("method", "given", "number"), [("network", None, 3), ("network", 1, 1), ("concrete", None, 1)])
+def test_restarts_are_what_a_method_needs_or_what_is_asked_for(method, given, number):
+    options = argparse.Namespace(**{**vars(OPTIONS), "restarts": given})
+    assert uci.experiment("yacht", method, options, range(2)).restarts == number
 
 
 @pytest.mark.slow
@@ -211,6 +222,7 @@ def test_methods_are_compared_on_the_same_splits(monkeypatch, capsys):
         (["--epochs", "nan"], "must be a positive number, but found nan"),
         (["--lengthscales", "1", "long"], "--lengthscales: must be a positive number, but found long"),
         (["--draws", "1.5"], "--draws: must be a whole number, at least 1, but found 1.5"),
+        (["--rates", "0", "1"], "--rates: must be a rate of at least 0 and below 1, but found 1"),
         (["--layers", "3"], "layers"),
     ],
 )
