@@ -44,10 +44,12 @@ extensions = [
     "linked_names",
 ]
 html_theme, html_title = "furo", f"pyro_dropout {version}"
+html_static_path, html_css_files = ["static"], ["wide.css"]
 exclude_patterns = ["README.md"]
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 autodoc_typehints, autodoc_member_order = "none", "bysource"
+autodoc_inherit_docstrings = False  # of what PyTorch and Pyro document themselves
 autosummary_generate = True
 copybutton_prompt_text = r">>> |\.\.\. "
 copybutton_prompt_is_regexp = True

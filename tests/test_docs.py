@@ -3,6 +3,8 @@
 import doctest
 import functools
 import gc
+import importlib.util
+import pkgutil
 import re
 from pathlib import Path
 
@@ -32,6 +34,24 @@ def test_every_page_is_in_the_index():
     index = (FOLDER / "index.md").read_text().split()
     missing = {page.stem for page in PAGES} - {"index", *index}
     assert not missing
+
+
+def test_names_of_other_libraries_are_linked_by_what_they_are():
+    """Addresses end in the name of what they document, which must be there."""
+    pytest.importorskip("sphinx", reason="pip install .[docs]")
+    spec = importlib.util.spec_from_file_location("linked_names", FOLDER / "linked_names.py")
+    linked = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(linked)
+    assert set(linked.ALIASES.values()) <= linked.ADDRESSES.keys()
+    known = 0
+    for name, address in linked.ADDRESSES.items():
+        page, _, anchor = address.partition("#")
+        full = anchor or ("generated" in page and page.rpartition("/")[2].removesuffix(".html"))
+        if full:
+            assert pkgutil.resolve_name(full).__name__ == full.rpartition(".")[2], name
+            assert full.endswith(name.rpartition(".")[2]), name
+            known += 1
+    assert known > 30
 
 
 def programs(text):
