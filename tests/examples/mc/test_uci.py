@@ -118,7 +118,9 @@ def test_early_stopping_is_chosen_by_validation_rows(monkeypatch):
     assert [values["steps"] for values in found["chosen"]] == [uci.EARLY, 1.0]
 
 
-@pytest.mark.parametrize(("method", "given", "number"), [("network", None, 3), ("network", 1, 1), ("concrete", None, 1)])
+@pytest.mark.parametrize(
+    ("method", "given", "number"), [("network", None, 3), ("network", 1, 1), ("concrete", None, 1)]
+)
 def test_restarts_are_what_a_method_needs_or_what_is_asked_for(method, given, number):
     options = argparse.Namespace(**{**vars(OPTIONS), "restarts": given})
     assert uci.experiment("yacht", method, options, range(2)).restarts == number
