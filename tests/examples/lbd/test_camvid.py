@@ -1,6 +1,7 @@
 """Dropouts in the middle of a segmentation network, cut down; claims from scores that are known."""
 
 import matplotlib.image
+import pytest
 
 from examples.lbd import camvid
 from examples.lbd.camvid import CONCRETE, FIXED, LBD, MEASURES, NONE, WAYS, claims, rates_table
@@ -8,6 +9,7 @@ from tests.examples.staged import staged
 
 
 @staged
+@pytest.mark.slow  # Concrete's, of the same trainer, is a fast one
 def test_what_is_found_and_written(tmp_path):
     found = camvid.main(["--quick", "--outputs", str(tmp_path)])
     assert list(found) == [NONE, FIXED, CONCRETE, LBD]
