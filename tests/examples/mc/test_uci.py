@@ -213,6 +213,24 @@ def test_methods_are_compared_on_the_same_splits(monkeypatch, capsys):
     assert "| yacht | -2.000 ± 1.000 | 0.200 ± 0.100 | -1.000 ± 0.000 |" in out
 
 
+def test_what_is_beside_was_found_the_same_way(capsys):
+    """Before the last M-step and after it, by as many layers."""
+    results = {"log_likelihood": [-1.0] * 2, "after_m_step": [-2.0] * 2, "rmse": [1.0] * 2, "rates": [{"net": 0.1}] * 2}
+    found = {"yacht": {**results, "seconds": 1.0, "epochs": 1.0, "date": "today"}}
+    for layers, method, before, after in [
+        (1, "concrete", "-1.250 ± 0.015", "-1.250 ± 0.015"),
+        (2, "concrete", "-1.75 ± 0.00", "-0.77 ± 0.06"),
+        (2, "held", "-1.75 ± 0.00", "-0.77 ± 0.06"),
+    ]:
+        uci.print_table(found, method, argparse.Namespace(layers=layers))
+        first, last = capsys.readouterr().out.splitlines()[-2:]
+        assert first.startswith(f"| yacht | -1.000 ± 0.000 | {before} |")
+        assert last.startswith(f"| yacht, after a last M-step | -2.000 ± 0.000 | {after} |")
+    del found["yacht"]["after_m_step"]
+    uci.print_table(found, "network", argparse.Namespace(layers=2))
+    assert "| -0.77 ± 0.06 |" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
