@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 
 def check_flags(**named: Any) -> None:
@@ -145,3 +146,8 @@ def _number(name: str, value: Any) -> float:
     if not one and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
         raise TypeError(f"{name} must be a number, but found {said(value)}")
     return float(value)
+
+
+def uninitialised(net: nn.Module) -> list[str]:
+    """Names of the parameters that a lazy layer has not made yet."""
+    return [name for name, parameter in net.named_parameters() if isinstance(parameter, UninitializedParameter)]

@@ -14,6 +14,7 @@ from pyro_dropout._checks import said
 _LIBRARIES = tuple(Path(module.__file__).parent for module in (pyro, torch) if module.__file__)
 _KEPT = (TypeError, ValueError, NotImplementedError)  # others become a ValueError
 _OF_ARGUMENTS = (*_KEPT, RuntimeError, IndexError, KeyError, AttributeError, AssertionError, ZeroDivisionError)
+_LONG = 600  # characters of an error that is told again
 
 
 class undone_if_it_fails:
@@ -72,8 +73,10 @@ class said_of_arguments(undone_if_it_fails):
         super().__exit__(kind, error, where)
         if type(error) in _OF_ARGUMENTS and _of_library(error):
             new = type(error) if isinstance(error, _KEPT) else ValueError
-            first = str(error).partition("\n")[0]  # Pyro appends a table of all sites
-            raise new(f"{self._what} fails on {listed(self._args, self._kwargs)}: {first}") from error
+            text, _, _ = str(error).partition("Trace Shapes:")  # of all sites, which Pyro appends
+            lines = (line.strip() for line in text[:_LONG].splitlines())
+            said_there = " ".join(line for line in lines if line)
+            raise new(f"{self._what} fails on {listed(self._args, self._kwargs)}: {said_there}") from error
 
 
 def listed(args: Any, kwargs: Any) -> str:

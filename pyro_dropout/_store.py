@@ -11,8 +11,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import pyro
+from pyro.nn import PyroModule
 from pyro.optim.optim import _get_state_dict, _load_state_dict
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+_OWN: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # what guides of this process have made
 
 
 def unconstrained(trace: Any) -> dict[str, Tensor]:
@@ -40,8 +44,19 @@ def replace_stored(name: str, tensor: Tensor) -> None:
     """Puts another tensor in the place of one that the store has; one that it has not stays out."""
     store = pyro.get_param_store()
     if name in store:  # as PyroModule does when the two disagree
+        _OWN[tensor] = True
         store._params[name] = tensor
         store._param_to_name[tensor] = name
+
+
+@contextmanager
+def own_parameter(module: PyroModule, attribute: str) -> Iterator[None]:
+    """Makes a parameter at its initial value, not at that of a guide before it, unless the store was loaded with it."""
+    store, name = pyro.get_param_store(), module._pyro_get_fullname(attribute)
+    if store._params.get(name) in _OWN:
+        del store[name]
+    yield
+    _OWN[module._parameters[attribute + "_unconstrained"]] = True
 
 
 @contextmanager

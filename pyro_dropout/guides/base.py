@@ -23,7 +23,7 @@ from pyro_dropout._checks import check_flags, check_functions, said
 from pyro_dropout._failures import said_of_arguments
 from pyro_dropout._modes import are_borrowed, unchanged_buffers
 from pyro_dropout._sites import has_real_support
-from pyro_dropout._store import store_kept_on_failure
+from pyro_dropout._store import own_parameter, store_kept_on_failure
 from pyro_dropout._values import is_traced
 from pyro_dropout.guides._quantiles import checked_levels, of_weight
 from pyro_dropout.guides._sides import Masks, checked_sides, masks_of, rates_by_mask
@@ -100,6 +100,7 @@ class DropoutGuide(AutoGuide):
         self._make_rest = rest
         self._masks: Masks = {}  # of each weight: the names of its masks, and their units
         self._snapshots: dict[str, Tensor] = {}
+        self._shared_start: Tensor  # the logits that all sites must start at, where they share them
         self._at_zero: dict[str, bool] = {}  # whether a fixed rate was 0 for all units, when it was last looked at
         self.locs = PyroModule()
         self.logits = PyroModule()  # of keeping, where rates are learned
@@ -146,6 +147,7 @@ class DropoutGuide(AutoGuide):
 
     def _set_up(self, loaded: dict[str, Tensor], *args: Any, **kwargs: Any) -> None:
         for child in list(self._modules):  # what was loaded must not stand in the trees when parameters are made
+            del self._modules[child]  # Pyro's delattr would empty the parameter store of it, too
             setattr(self, child, PyroModule())
         super()._setup_prototype(*args, **kwargs)
         if unknown := unknown_sites(self.prototype_trace, loaded):  # else they would get parameters that nobody loaded
@@ -221,18 +223,27 @@ class DropoutGuide(AutoGuide):
         if not self.shared:
             self._set_parameter(self.logits, name, logits, event_dim=1)
             return
-        first = value_at(self.logits, _SHARED)
-        if first is None:
+        if value_at(self.logits, _SHARED) is None:
             self._set_parameter(self.logits, _SHARED, logits, event_dim=1)
-        if logits.shape[-1] > 1 or (first is not None and not torch.equal(first, logits)):
+            self._shared_start = logits
+        if logits.shape[-1] > 1 or not torch.equal(self._shared_start, logits):
             raise ValueError(
                 f"shared=True learns one rate for all sites, but site {name!r} starts at {rate.tolist()} in plates of "
                 f"shape {tuple(batch_shape)}: give all sites the same number, or 0 to those without dropout"
             )
 
     def _set_parameter(self, root: PyroModule, name: str, value: Tensor, event_dim: int) -> None:
+        """A parameter at this value, or at the one that Pyro's parameter store was loaded with."""
         leaf, attribute = leaf_of(root, name)
-        setattr(leaf, attribute, PyroParam(value, constraints.real, event_dim))
+        with own_parameter(leaf, attribute):
+            setattr(leaf, attribute, PyroParam(value, constraints.real, event_dim))
+        found = getattr(leaf, attribute)
+        if found.shape != value.shape:
+            raise ValueError(
+                f"the parameter store was loaded with {leaf._pyro_get_fullname(attribute)!r} of shape "
+                f"{tuple(found.shape)}, but this model's is {tuple(value.shape)}: load what was saved of this model, "
+                "or pyro.clear_param_store()"
+            )
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Samples every latent site of the model, given the same arguments; weights are masked weights."""

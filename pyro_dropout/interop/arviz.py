@@ -189,7 +189,8 @@ def _from_trace(trace: Any, one: Any, nesting: int, num_samples: int) -> _Export
             )
         elif site["is_observed"]:
             draws.predictive[name] = _in_plates(fn(), fn.event_dim, plates, nesting, number)
-            draws.log_likelihood[name] = _in_plates(fn.log_prob(value), 0, plates, nesting, number)
+            log_prob = fn.log_prob(value).double()  # ArviZ weighs draws by their exponents in the type that it gets
+            draws.log_likelihood[name] = _in_plates(log_prob, 0, plates, nesting, number)
         elif is_of_network(one.nodes[name]):
             dense = value.dense() if isinstance(value, MaskedWeight) else value
             draws.weights[name] = _in_plates(dense, fn.event_dim, plates, nesting, number)

@@ -21,18 +21,20 @@ from pyro_dropout.weights.plates import plates_of_weights
 
 
 class _Trial(NamedTuple):
-    """One run: observed sites, the leaves by mask, and what modules returned, in the order of their calls."""
+    """One run: observed sites, the leaves by mask, what modules returned, in the order of their calls, their modes."""
 
     guide_trace: Any
     model_trace: Any
     leaves: dict[str, list[Tensor]]
     outputs: list[tuple[nn.Module, Tensor]]
+    modes: dict[nn.Module, bool]
 
 
-def check_independence(model: Callable, guide: Callable, args: Any, kwargs: Any) -> bool:
+def check_independence(model: Callable, guide: Callable, args: Any, kwargs: Any) -> tuple[bool, dict[nn.Module, bool]]:
     """Raises where a datum's likelihood depends on other data's masks.
 
-    :returns: whether there was something to look at: not with one row of data.
+    :returns: whether there was something to look at: not with one row of data; and of the modules that were called
+        which were in training mode: in another they may compute something else.
     :raises ValueError: naming the layer behind which rows depend on each other.
     """
     with trial_run(), pyro.validation_enabled(False), poutine.block():
@@ -45,14 +47,16 @@ def check_independence(model: Callable, guide: Callable, args: Any, kwargs: Any)
                     f"the likelihood of a datum at site {site!r} depends on the masks of other data: "
                     f'{_where(trial, number)}. Masks per datum would be wrong, even in sign: use masks="draw"'
                 )
-    return bool(numbers - {1}) or not trial.leaves
+    return bool(numbers - {1}) or not trial.leaves, trial.modes
 
 
 def _run(model: Callable, guide: Callable, args: Any, kwargs: Any) -> _Trial:
     masks = LeafMasks()
     outputs: list[tuple[nn.Module, Tensor]] = []
+    modes: dict[nn.Module, bool] = {}
 
     def note(module: nn.Module, _: Any, out: Any) -> None:
+        modes[module] = module.training
         outputs.extend((module, t) for t in tree_leaves(out) if isinstance(t, Tensor) and t.requires_grad and t.dim())
 
     guide_trace = poutine.trace(masks(guide)).get_trace(*args, **kwargs)
@@ -62,7 +66,7 @@ def _run(model: Callable, guide: Callable, args: Any, kwargs: Any) -> _Trial:
     finally:
         hook.remove()
     model_trace.compute_log_prob(site_filter=lambda _, site: site["is_observed"])
-    return _Trial(guide_trace, model_trace, {n: s.leaves for n, s in masks.sources.items()}, outputs)
+    return _Trial(guide_trace, model_trace, {n: s.leaves for n, s in masks.sources.items()}, outputs, modes)
 
 
 def _dependent(trial: _Trial, leaves: list[Tensor], number: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Collection, Iterator
 from enum import Enum
 from typing import Any
@@ -116,7 +117,8 @@ class TraceDropout_ELBO(ELBO):
         self.gradient = gradient
         self._rates = _Rates.UNKNOWN
         self._apart: set[str] = set()  # observed sites in no plate of data, which depend on no mask
-        self._independent = masks == "draw"  # whether rows have been seen not to know each other's masks
+        self._independent = masks == "draw"  # whether rows have been seen not to know each other's masks ...
+        self._modes: list[tuple[weakref.ref, bool]] = []  # ... with modules in these modes
         super().__init__(
             num_particles=num_particles,
             vectorize_particles=vectorize_particles and num_particles > 1,  # one needs no plate, nor its depth
@@ -258,9 +260,18 @@ class TraceDropout_ELBO(ELBO):
         return apart(names, model, guide_trace, args, kwargs)
 
     def _check_independence(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> None:
-        """Once, with the first data of more than one row; what is traced has run before."""
-        if not self._independent and not is_traced():
-            self._independent = check_independence(model, guide, args, kwargs)
+        """Once for modes of modules, with the first data of more than one row; what is traced has run before."""
+        if not is_traced() and not (self._independent and self._in_known_modes()):
+            self._independent, modes = check_independence(model, guide, args, kwargs)
+            self._modes = [(weakref.ref(module), training) for module, training in modes.items()]
+
+    def _in_known_modes(self) -> bool:
+        known = ((module(), training) for module, training in self._modes)
+        return all(module is None or module.training == training for module, training in known)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy, which looks for itself."""
+        return {**self.__dict__, "_independent": self.masks == "draw", "_modes": []}
 
     def _guess_max_plate_nesting(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> None:
         """As in Pyro, and makes sure once that the model takes a dimension left of its plates."""

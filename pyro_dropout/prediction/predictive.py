@@ -205,6 +205,14 @@ class DropoutPredictive(Predictive):
         except StalePlan:  # the model has changed
             self._plans.clear()
             return self._collect(inputs, read, accumulator)
+        except Exception as error:
+            if self.parallel and error.__cause__ is not None:  # of PyTorch or Pyro
+                error.add_note(
+                    "Draws are evaluated at once, and data in parts: a model that does not broadcast over draws "
+                    "(x @ w, w[rows], a loop over rows) needs parallel=False, one that takes rows of its arguments "
+                    "by itself data=()"
+                )
+            raise
 
     def _collect(self, inputs: Inputs, read: Callable, accumulator: type[Accumulator]) -> dict[str, Any]:
         results: dict[str, Accumulator] = {}

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
+import pyro
 import torch
+from pyro.infer.autoguide import AutoGuide
 from pyro.optim import PyroOptim
+from pyro.params.param_store import ParamStoreDict
 from torch import Tensor, nn
 
 from pyro_dropout._checks import said
-from pyro_dropout._store import load_state_of, state_of
+from pyro_dropout._store import load_state_of, state_of, stored
 from pyro_dropout.training._files import FORMAT, checked_path, read_state
 from pyro_dropout.training._random import random_state, set_random_state
 
@@ -23,9 +27,10 @@ def save_checkpoint(path: str | os.PathLike, **parts: Any) -> None:
 
     :param path: of the file.
     :param parts: by name what to save: modules, optimisers of ``torch.optim`` or ``pyro.optim``, schedulers, anything
-        with ``state_dict``; numbers, strings, tensors, lists and dicts of these.
+        with ``state_dict``; ``pyro.get_param_store()``, for what a model has by ``pyro.param``; numbers, strings,
+        tensors, lists and dicts of these.
     :raises ValueError: a guide before its first call, which has no parameters; an optimiser of ``pyro.optim`` with
-        parameters that are in none of the modules.
+        parameters that are in none of the parts.
     :raises TypeError: other values than these.
     :raises FileNotFoundError: a folder that does not exist.
 
@@ -43,6 +48,7 @@ def save_checkpoint(path: str | os.PathLike, **parts: Any) -> None:
     if path.is_dir() or not path.parent.is_dir():
         raise FileNotFoundError(f"path must be that of a file in a folder that exists, but found {path}")
     names = _names(parts)
+    _check_complete(parts, names)
     states = {name: _state(name, part, names) for name, part in parts.items() if _has_state(part)}
     values = {name: part for name, part in parts.items() if name not in states}
     for name, value in values.items():
@@ -98,13 +104,21 @@ def load_checkpoint(path: str | os.PathLike, map_location: Any = None, **parts: 
     modules = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
     for name, module in modules.items():
         _check_fits(name, module, states[name])
+    stores = {name: _apart(parts) for name, part in parts.items() if isinstance(part, ParamStoreDict)}
+    for name, tensors in stores.items():
+        if missing := sorted(states[name].keys() - tensors.keys()):
+            raise ValueError(f"{name} has no {', '.join(missing)} yet: run the model once with the data before loading")
     for name, module in modules.items():  # first: optimisers know their parameters by name
         module.load_state_dict(states[name])
+    for name, tensors in stores.items():
+        with torch.no_grad():
+            for key, value in states[name].items():
+                tensors[key].copy_(value)
     names = _names(parts)
     for name, part in parts.items():
         if isinstance(part, PyroOptim):
             _load_pyro_optimiser(part, states[name], names)
-        elif name not in modules:
+        elif name not in modules and name not in stores:
             part.load_state_dict(states[name])
     set_random_state(state["random"])
     return state["values"]
@@ -112,19 +126,47 @@ def load_checkpoint(path: str | os.PathLike, map_location: Any = None, **parts: 
 
 def _names(parts: dict[str, Any]) -> dict[str, Tensor]:
     modules = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
-    return {f"{name}.{n}": p for name, module in modules.items() for n, p in module.named_parameters()}
+    names = {f"{name}.{n}": p for name, module in modules.items() for n, p in module.named_parameters()}
+    stores = {name for name, part in parts.items() if isinstance(part, ParamStoreDict)}
+    return names | {f"{name}.{n}": p for name in stores for n, p in _apart(parts).items()}
+
+
+def _apart(parts: dict[str, Any]) -> dict[str, Tensor]:
+    """What Pyro's store has beside the parameters of these modules, unconstrained."""
+    modules = [part for part in parts.values() if isinstance(part, nn.Module)]
+    own = {id(parameter) for module in modules for parameter in module.parameters()}
+    return {name: p for name, p in stored(pyro.get_param_store()) if id(p) not in own}
 
 
 def _has_state(part: Any) -> bool:
-    return not isinstance(part, type) and (isinstance(part, PyroOptim) or hasattr(part, "state_dict"))
+    return not isinstance(part, type) and (isinstance(part, PyroOptim | ParamStoreDict) or hasattr(part, "state_dict"))
+
+
+def _check_complete(parts: dict[str, Any], names: dict[str, Tensor]) -> None:
+    """Whether what optimisers move is among the parts, and what a model that is a function may have."""
+    known = {id(parameter) for parameter in names.values()}
+    for name, part in parts.items():
+        if isinstance(part, PyroOptim) and any(id(parameter) not in known for parameter in part.optim_objs):
+            raise ValueError(
+                f"{name} has parameters that are in none of the parts: save the modules of model and guide with it, "
+                "and what the model has by pyro.param with store=pyro.get_param_store()"
+            )
+    functions = any(isinstance(p, AutoGuide) and not isinstance(p.model, nn.Module) for p in parts.values())
+    lost = [name for name, parameter in _apart(parts).items() if id(parameter) not in known]
+    if functions and lost:
+        warnings.warn(
+            f"the parameter store has {', '.join(lost)}, which are not saved, as they are in none of the parts: if the "
+            "model has them by pyro.param, save them with store=pyro.get_param_store()",
+            stacklevel=3,
+        )
 
 
 def _state(name: str, part: Any, names: dict[str, Tensor]) -> Any:
     if isinstance(part, PyroOptim):
         known = {id(parameter): n for n, parameter in names.items()}
-        if any(id(parameter) not in known for parameter in part.optim_objs):
-            raise ValueError(f"{name} has parameters that are in none of the modules: save model and guide with it")
         return {known[id(parameter)]: state_of(optimiser) for parameter, optimiser in part.optim_objs.items()}
+    if isinstance(part, ParamStoreDict):
+        return {n.removeprefix(f"{name}."): p.detach() for n, p in names.items() if n.startswith(f"{name}.")}
     if _is_new(part):
         raise ValueError(f"{name} has no parameters before its first call: there is nothing to save")
     return part.state_dict()

@@ -9,6 +9,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
+import pyro.poutine as poutine
 import torch
 from pyro.infer.autoguide import AutoGuide
 from pyro.infer.util import zero_grads
@@ -18,7 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from pyro_dropout._checks import check_flags, check_functions, check_positive, check_seeds, check_tensors, said
 from pyro_dropout._failures import listed, said_of_arguments, undone_if_it_fails
-from pyro_dropout._modes import autocast_state, forked_rng
+from pyro_dropout._modes import autocast_state, forked_rng, trial_run
 from pyro_dropout._store import load_state_of, named, state_of
 from pyro_dropout.losses.elbo import TraceDropout_ELBO
 from pyro_dropout.training._steps.arguments import (
@@ -317,11 +319,22 @@ class ReplicatedSVI:
         if key not in self._steps:
             say = functools.partial(self._say, shapes_of(args, kwargs))
             with pyro.settings.context(module_local_params=True), said_of_arguments("the step", args, kwargs):
+                self._check_kind(args, kwargs)
                 self._steps[key] = SharedStep(common, self.alive, args, kwargs, say)
             self._held = self._tensors()
         step = self._steps[key]
         step.refresh()
         return step
+
+    def _check_kind(self, args: Any, kwargs: Any) -> None:
+        """Whether the model takes arguments like these, of other shapes or in other modes than before: the first step's
+        checks, by a replicate that is alive; not those of values."""
+        living = self.alive.nonzero().flatten().tolist()
+        for r in living[:1]:
+            model, guide, elbo = self.models[r], self.guides[r], self.losses[r]
+            own_args, own_kwargs = arguments_of(r, args, kwargs)
+            with trial_run(), torch.no_grad(), poutine.block(), dist.validation_enabled(False):
+                elbo.estimate(model, guide, *own_args, **own_kwargs)
 
     def _say(self, shapes: str, error: str, seconds: float) -> None:
         """Of compiling that has ended."""

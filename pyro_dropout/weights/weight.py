@@ -192,10 +192,11 @@ class MaskedWeight(torch.Tensor):
             raise NotImplementedError(
                 f"weight {self.site!r} has one mask per datum, but this operation needs the dense weight: only linear "
                 "and recurrent layers (not of packed sequences), convolutions whose channels are masked, and the "
-                "outputs of embeddings and normalisation layers take a mask per datum; use "
-                'masks="draw" in the loss, or (transposed or grouped convolutions that '
-                "BayesianModule does not make) say which units to mask with "
-                'pyro.sample(..., infer={"masked_units": MaskedUnits(...)})'
+                "outputs of embeddings and normalisation layers take a mask per datum, of a functional model "
+                'F.linear(x, w) with a weight [out, in]. With masks="draw" in the loss any operation does; where a '
+                "weight's input units are not its last dimension (x @ w with w [in, out], transposed or grouped "
+                "convolutions), say which to mask: "
+                'pyro.sample(..., infer={"masked_units": MaskedUnits(2, dim=0)})'
             )
         if not self.masked:
             return self.loc.expand(self.shape)

@@ -57,6 +57,31 @@ def test_state_dict_loads_into_a_fresh_guide(make, local, data):
     assert same_draw(guide, again, x)
 
 
+@pytest.mark.parametrize("make", GUIDES, ids=IDS)
+def test_a_parameter_store_that_was_loaded_is_what_a_new_guide_has(make, data, tmp_path):
+    """As a new AutoNormal has it; after another guide in the same store a new one begins anew."""
+    x, y = data
+    model = Regression(3, size=20, hidden=(4,))
+    guide = make(model)
+    train(model, guide, x, y)
+    pyro.get_param_store().save(tmp_path / "store")
+    expected, rates = guide.median(x), guide.rates()
+    begun = make(model)
+    begun(x, y)
+    assert not torch.equal(begun.median(x)["net.0.weight"], expected["net.0.weight"])
+    pyro.clear_param_store()
+    pyro.get_param_store().load(tmp_path / "store")
+    fresh = make(model)
+    fresh(x, y)
+    for name, value in fresh.median(x).items():
+        assert torch.equal(value, expected[name]), name
+    assert {n: r.tolist() for n, r in fresh.rates().items()} == {n: r.tolist() for n, r in rates.items()}
+    pyro.clear_param_store()
+    pyro.get_param_store().load(tmp_path / "store")
+    with pytest.raises(ValueError, match=r"was loaded with '.*weight' of shape \(4, 3\), but this model's is \(5, 3\)"):
+        make(Regression(3, size=20, hidden=(5,)))(x, y)
+
+
 def test_a_state_of_another_model_raises(data):
     guide = AutoConcreteDropout(Regression(3, size=20, hidden=(4,)))
     guide(*data)

@@ -79,6 +79,7 @@ def test_log_likelihood_is_pointwise_unscaled_and_of_the_same_draw(parallel):
     mean, precision = (torch.tensor(idata.posterior[name].values[0]) for name in ("mean", "precision"))
     expected = torch.distributions.Normal(mean, precision.rsqrt().unsqueeze(-1)).log_prob(y)
     np.testing.assert_allclose(idata.log_likelihood["obs"][0], expected, rtol=1e-3, atol=1e-3)
+    assert idata.log_likelihood["obs"].dtype == np.float64  # LOO takes exponents of sums
 
 
 def test_a_mini_batch_is_not_scaled_either():

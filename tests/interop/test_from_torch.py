@@ -198,3 +198,12 @@ def test_a_layer_whose_dropout_is_off_needs_none():
 def test_wrong_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_network_without_values_is_refused():
+    """Not converted with values of its own, which the network never had."""
+    net = nn.Sequential(nn.LazyLinear(16), nn.ReLU(), nn.Dropout(0.1), nn.LazyLinear(3))
+    with pytest.raises(ValueError, match=r"net has parameters without values, 0\.weight, .*: call it once with data"):
+        from_torch(net, torch.randn(5, 3))
+    net(torch.randn(5, 3))
+    assert from_torch(net, torch.randn(5, 3))[1].rates()["3.weight"] == 0.1

@@ -1,6 +1,8 @@
 """Masks per datum are refused where a datum's likelihood depends on other data's masks, and only there."""
 
+import copy
 import math
+import pickle
 
 import pyro
 import pyro.distributions as dist
@@ -12,7 +14,15 @@ from torch import nn
 
 from models.classification import Classification, lenet
 from models.regression import Regression
-from pyro_dropout import AutoBernoulliDropout, AutoConcreteDropout, BayesianModule, RenyiDropout_ELBO, TraceDropout_ELBO
+from pyro_dropout import (
+    AutoBernoulliDropout,
+    AutoConcreteDropout,
+    BayesianModule,
+    CompiledSVI,
+    RenyiDropout_ELBO,
+    ReplicatedSVI,
+    TraceDropout_ELBO,
+)
 from tests.support.enumeration import all_masks
 from tests.support.mixers import MIXERS, OTHERS, ROWS, Mixer
 from tests.support.scenarios import assert_same_mean
@@ -62,6 +72,49 @@ def test_networks_that_mix_rows_are_refused(name, guide, loss):
         svi.step(x, y)
     assert torch.equal(torch.get_rng_state(), before)
     assert all(p.grad is None for p in guide.parameters())
+
+
+@pytest.mark.parametrize("way", ["SVI", "compiled", "replicates"])
+def test_a_network_that_mixes_rows_in_another_mode_is_refused_there(way):
+    """Trained in evaluation mode, validated, and then set to training."""
+    torch.manual_seed(3)
+    x, y = data()
+
+    def make():
+        net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 1)).double()
+        model = Model(net).eval()
+        return model, AutoBernoulliDropout(model, rate=0.3)
+
+    adam = pyro.optim.Adam({"lr": 0.1})
+    if way == "replicates":
+        svi = ReplicatedSVI(make, [{}, {}], adam, backend="eager", progress=False)
+        (model, _), (guide, _), x, y = svi.models, svi.guides, x.expand(2, -1, -1), y.expand(2, -1)
+    else:
+        model, guide = make()
+        kwargs = {"backend": "eager", "progress": False} if way == "compiled" else {}
+        svi = (CompiledSVI if way == "compiled" else SVI)(model, guide, adam, TraceDropout_ELBO(), **kwargs)
+    for _ in range(3):
+        svi.step(x, y)
+    statistics = model.net.net[1].running_mean.clone()
+    before = [p.detach().clone() for p in guide.parameters()]
+    for each in getattr(svi, "models", [model]):
+        each.train()
+    with pytest.raises(ValueError, match="BatchNorm1d, whose statistics are of the batch"):
+        svi.step(x, y)
+    assert torch.equal(model.net.net[1].running_mean, statistics)
+    assert all(map(torch.equal, before, guide.parameters()))
+    for each in getattr(svi, "models", [model]):
+        each.eval()
+    svi.step(x, y)
+    assert not all(map(torch.equal, before, guide.parameters()))
+
+
+def test_a_loss_that_has_looked_can_be_copied():
+    torch.manual_seed(3)
+    model, (x, y) = Model(nn.Linear(3, 1).double()), data()
+    loss = TraceDropout_ELBO()
+    loss.loss(model, AutoBernoulliDropout(model, rate=0.3), x, y)
+    assert pickle.loads(pickle.dumps(loss)).masks == copy.deepcopy(loss).masks == "datum"
 
 
 @pytest.mark.parametrize("guide", GUIDES)

@@ -277,3 +277,21 @@ def test_masks_per_datum_with_a_deterministic_site_outside_the_plate():
     guide(x, y)
     found = DropoutPredictive(function, guide=guide, num_samples=6, masks="datum")(x)
     assert found["obs"].shape == (6, 50)
+
+
+def test_a_model_that_does_not_broadcast_over_draws_is_told_what_to_do():
+    def model(x, group, y=None):
+        weight = pyro.sample("weight", dist.Normal(torch.zeros(1, 3), 1.0).to_event(2))
+        shift = pyro.sample("shift", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+        mean = nn.functional.linear(x, weight)[..., 0] + shift[group]
+        with pyro.plate("data", len(x)):
+            return pyro.sample("obs", dist.Normal(mean, 1.0), obs=y)
+
+    torch.manual_seed(0)
+    x, group = torch.randn(6, 3), torch.tensor([0, 1, 2, 3, 0, 1])
+    guide = AutoBernoulliDropout(model, rate=0.2)
+    guide(x, group, torch.randn(6))
+    with pytest.raises(ValueError, match="index 3 is out of bounds") as raised:
+        DropoutPredictive(model, guide=guide, num_samples=2)(x, group)
+    assert "needs parallel=False" in raised.value.__notes__[0]
+    assert DropoutPredictive(model, guide=guide, num_samples=2, parallel=False)(x, group)["obs"].shape == (2, 6)

@@ -9,14 +9,23 @@ from pathlib import Path
 
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI, Predictive
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributions.constraints import positive
 
 from models.regression import Regression
-from pyro_dropout import AutoBernoulliDropout, AutoConcreteDropout, TraceDropout_ELBO, load_checkpoint, save_checkpoint
+from pyro_dropout import (
+    AutoBernoulliDropout,
+    AutoConcreteDropout,
+    BayesianModule,
+    TraceDropout_ELBO,
+    load_checkpoint,
+    save_checkpoint,
+)
 from tests.support.interruption import KINDS, train
 from tests.support.scenarios import regression_data
 
@@ -174,7 +183,7 @@ def test_errors(tmp_path):
     path = tmp_path / "a.pt"
     with pytest.raises(ValueError, match="new has no parameters before its first call"):
         save_checkpoint(path, new=AutoConcreteDropout(model))
-    with pytest.raises(ValueError, match="optim has parameters that are in none of the modules"):
+    with pytest.raises(ValueError, match="optim has parameters that are in none of the parts"):
         save_checkpoint(path, model=model, optim=svi.optim)
     save_checkpoint(path, model=model, guide=guide, optim=svi.optim, step=20)
     message = r"has states of \['guide', 'model', 'optim'\], but found \['guide', 'model'\]"
@@ -184,3 +193,38 @@ def test_errors(tmp_path):
         load_checkpoint(path, model=model, guide=guide, optim=svi.optim, step=nn.Linear(1, 1))
     with pytest.raises(ValueError, match=r"guide has no parameters for the optimiser yet: call it once with the data"):
         load_checkpoint(path, model=model, guide=AutoConcreteDropout(model), optim=svi.optim)
+
+
+@pytest.mark.filterwarnings("ignore:the parameter store has noise")
+def test_what_a_function_has_in_the_store_is_a_part(tmp_path):
+    x, y = regression_data(30)
+    net = BayesianModule(nn.Linear(3, 1).double())
+
+    def model(x, y=None):
+        mean, noise = net(x)[..., 0], pyro.param("noise", torch.tensor(1.0).double(), constraint=positive)
+        with pyro.plate("data", len(x)):
+            return pyro.sample("obs", dist.Normal(mean, noise), obs=y)
+
+    def begun():
+        guide, optim = AutoConcreteDropout(model), pyro.optim.Adam({"lr": 0.05})
+        return guide, optim, SVI(model, guide, optim, TraceDropout_ELBO())
+
+    guide, optim, svi = begun()
+    for _ in range(20):
+        svi.step(x, y)
+    with pytest.raises(ValueError, match="with store=pyro"):
+        save_checkpoint(tmp_path / "a.pt", guide=guide, optim=optim)
+    with pytest.warns(UserWarning, match="the parameter store has noise, which are not saved"):
+        save_checkpoint(tmp_path / "a.pt", guide=guide)
+    save_checkpoint(tmp_path / "a.pt", guide=guide, optim=optim, store=pyro.get_param_store())
+    expected, noise = [svi.step(x, y) for _ in range(5)], pyro.param("noise").item()
+    pyro.clear_param_store()
+    guide, optim, svi = begun()
+    guide(x, y)
+    del pyro.get_param_store()["noise"]
+    with pytest.raises(ValueError, match="store has no noise yet"):
+        load_checkpoint(tmp_path / "a.pt", guide=guide, optim=optim, store=pyro.get_param_store())
+    svi.step(x, y)
+    load_checkpoint(tmp_path / "a.pt", guide=guide, optim=optim, store=pyro.get_param_store())
+    assert [svi.step(x, y) for _ in range(5)] == expected
+    assert pyro.param("noise").item() == noise

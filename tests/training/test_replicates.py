@@ -553,3 +553,18 @@ def test_medians_are_each_replicates_own():
         median = guide.median()
         for site in ("net.0.bias", "net.2.bias"):
             assert torch.equal(median[site], named[f"rest.{site}_unconstrained"])
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_arguments_of_another_shape_are_checked_as_the_first_were(scan):
+    """Responses [N, 1] would be broadcast against N means."""
+    x, y = data()
+    svi = ReplicatedSVI(concrete, grid(), pyro.optim.Adam({"lr": 0.01}), seeds=SEEDS, backend="eager")
+    svi.step(x, y)
+    svi.step(x, y)
+    before, random = [p.clone() for guide in svi.guides for p in guide.parameters()], torch.get_rng_state()
+    with pytest.raises(ValueError, match=r"the step fails on .* Expected \[8\], actual \[8, 8\]"):
+        svi.scan(x[:, None], y[:, None, :, None]) if scan else svi.step(x, y[..., None])
+    assert all(map(torch.equal, before, [p for guide in svi.guides for p in guide.parameters()]))
+    assert torch.equal(torch.get_rng_state(), random)
+    assert svi.step(x[:, :3], y[:, :3]).isfinite().all()
