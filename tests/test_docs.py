@@ -60,7 +60,7 @@ def programs(text):
 
 def test_every_program_is_run_below():
     found = {page.stem: len(programs(page.read_text())) for page in PAGES}
-    ran = {"start": 1, "prediction": 1, "compiled": 1, "conversion": 1, "encoders": 1, "entropic": 2, "scale": 2}
+    ran = {"start": 1, "prediction": 1, "compiled": 1, "conversion": 1, "encoders": 1, "entropic": 2, "scale": 3}
     assert {page: number for page, number in found.items() if number} == ran
 
 
@@ -156,7 +156,12 @@ def test_steps_of_several_processes_run(tmp_path, monkeypatch):
     torch.distributed.destroy_process_group()
 
 
+def test_data_may_come_from_a_generator():
+    with pyro.settings.context(module_local_params=True):
+        assert run("scale", 1)["moments"].mean.shape == (2_000,)
+
+
 def test_export_runs():
-    names = run("scale", 1)
+    names = run("scale", 2)
     assert names["mean"].shape == names["variance"].shape == (7, 2)
     torch.testing.assert_close(names["mean"].sum(-1), torch.ones(7))

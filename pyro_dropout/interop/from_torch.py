@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pyro_dropout._checks import check_functions, check_positive, said, uninitialised
+from pyro_dropout._checks import check_functions, check_positive, said
 from pyro_dropout._modes import evaluation_mode
 from pyro_dropout.guides.auto import AutoBernoulliDropout
 from pyro_dropout.interop._dataflow import Flow, follow_dropouts
@@ -113,8 +113,6 @@ def from_torch(
         >>> from_torch(trained_without, x, rate={nn.Linear: 0.1, "0": 0.0})[1].rates()
         {'0.weight': tensor(0.), '2.weight': tensor(0.1000)}
     """
-    if lazy := uninitialised(net):
-        raise ValueError(f"net has parameters without values, {', '.join(lazy)}: call it once with data before")
     inputs = inputs_of(net, example)
     check_functions(guide=guide, **({} if model is None else {"model": model}))
     check_positive(precision=precision, **({} if size is None else {"size": size}))

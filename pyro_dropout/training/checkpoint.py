@@ -48,8 +48,8 @@ def save_checkpoint(path: str | os.PathLike, **parts: Any) -> None:
     if path.is_dir() or not path.parent.is_dir():
         raise FileNotFoundError(f"path must be that of a file in a folder that exists, but found {path}")
     names = _names(parts)
-    _check_complete(parts, names)
     states = {name: _state(name, part, names) for name, part in parts.items() if _has_state(part)}
+    _warn_of_statements(parts, names)
     values = {name: part for name, part in parts.items() if name not in states}
     for name, value in values.items():
         _check_plain(name, value)
@@ -142,18 +142,11 @@ def _has_state(part: Any) -> bool:
     return not isinstance(part, type) and (isinstance(part, PyroOptim | ParamStoreDict) or hasattr(part, "state_dict"))
 
 
-def _check_complete(parts: dict[str, Any], names: dict[str, Tensor]) -> None:
-    """Whether what optimisers move is among the parts, and what a model that is a function may have."""
+def _warn_of_statements(parts: dict[str, Any], names: dict[str, Tensor]) -> None:
+    """Of what ``pyro.param`` has made, for a guide's model maybe, and none of the parts has."""
     known = {id(parameter) for parameter in names.values()}
-    for name, part in parts.items():
-        if isinstance(part, PyroOptim) and any(id(parameter) not in known for parameter in part.optim_objs):
-            raise ValueError(
-                f"{name} has parameters that are in none of the parts: save the modules of model and guide with it, "
-                "and what the model has by pyro.param with store=pyro.get_param_store()"
-            )
-    functions = any(isinstance(p, AutoGuide) and not isinstance(p.model, nn.Module) for p in parts.values())
-    lost = [name for name, parameter in _apart(parts).items() if id(parameter) not in known]
-    if functions and lost:
+    lost = [n for n, p in _apart(parts).items() if id(p) not in known and not isinstance(p, nn.Parameter)]
+    if lost and any(isinstance(part, AutoGuide) for part in parts.values()):
         warnings.warn(
             f"the parameter store has {', '.join(lost)}, which are not saved, as they are in none of the parts: if the "
             "model has them by pyro.param, save them with store=pyro.get_param_store()",
@@ -164,6 +157,11 @@ def _check_complete(parts: dict[str, Any], names: dict[str, Tensor]) -> None:
 def _state(name: str, part: Any, names: dict[str, Tensor]) -> Any:
     if isinstance(part, PyroOptim):
         known = {id(parameter): n for n, parameter in names.items()}
+        if any(id(parameter) not in known for parameter in part.optim_objs):
+            raise ValueError(
+                f"{name} has parameters that are in none of the parts: save the modules of model and guide with it, "
+                "and what the model has by pyro.param with store=pyro.get_param_store()"
+            )
         return {known[id(parameter)]: state_of(optimiser) for parameter, optimiser in part.optim_objs.items()}
     if isinstance(part, ParamStoreDict):
         return {n.removeprefix(f"{name}."): p.detach() for n, p in names.items() if n.startswith(f"{name}.")}

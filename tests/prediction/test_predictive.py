@@ -291,7 +291,7 @@ def test_a_model_that_does_not_broadcast_over_draws_is_told_what_to_do():
     x, group = torch.randn(6, 3), torch.tensor([0, 1, 2, 3, 0, 1])
     guide = AutoBernoulliDropout(model, rate=0.2)
     guide(x, group, torch.randn(6))
-    with pytest.raises(ValueError, match="index 3 is out of bounds") as raised:
+    with pytest.raises(ValueError, match=r"index . is out of bounds") as raised:
         DropoutPredictive(model, guide=guide, num_samples=2)(x, group)
     assert "needs parallel=False" in raised.value.__notes__[0]
     assert DropoutPredictive(model, guide=guide, num_samples=2, parallel=False)(x, group)["obs"].shape == (2, 6)

@@ -123,7 +123,9 @@ def test_export_is_in_units_of_the_target(runs):
     torch.testing.assert_close(torch.tensor(idata["observed_data"]["obs"].values), 2 * data.y + 10)
     noise = 2 * torch.tensor(idata["posterior"]["precision"].values).rsqrt().unsqueeze(-1)
     density = dist.Normal(torch.tensor(idata["posterior"]["mean"].values), noise).log_prob(2 * data.y + 10)
-    torch.testing.assert_close(torch.tensor(idata["log_likelihood"]["obs"].values), density, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        torch.tensor(idata["log_likelihood"]["obs"].values).float(), density, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_draws_as_a_guide_are_what_predictive_makes_of_them(runs):
