@@ -49,7 +49,7 @@ def save_checkpoint(path: str | os.PathLike, **parts: Any) -> None:
         raise FileNotFoundError(f"path must be that of a file in a folder that exists, but found {path}")
     names = _names(parts)
     states = {name: _state(name, part, names) for name, part in parts.items() if _has_state(part)}
-    _warn_of_statements(parts, names)
+    _warn_of_statements(parts)
     values = {name: part for name, part in parts.items() if name not in states}
     for name, value in values.items():
         _check_plain(name, value)
@@ -104,10 +104,13 @@ def load_checkpoint(path: str | os.PathLike, map_location: Any = None, **parts: 
     modules = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
     for name, module in modules.items():
         _check_fits(name, module, states[name])
-    stores = {name: _apart(parts) for name, part in parts.items() if isinstance(part, ParamStoreDict)}
+    stores = {name: _statements(name, part) for name, part in parts.items() if isinstance(part, ParamStoreDict)}
     for name, tensors in stores.items():
-        if missing := sorted(states[name].keys() - tensors.keys()):
-            raise ValueError(f"{name} has no {', '.join(missing)} yet: run the model once with the data before loading")
+        if missing := sorted(n for n, p in states[name].items() if n not in tensors or tensors[n].shape != p.shape):
+            raise ValueError(
+                f"{name} has no {', '.join(missing)} of the shape that was saved: run the model once with the data "
+                "before loading"
+            )
     for name, module in modules.items():  # first: optimisers know their parameters by name
         module.load_state_dict(states[name])
     for name, tensors in stores.items():
@@ -127,26 +130,26 @@ def load_checkpoint(path: str | os.PathLike, map_location: Any = None, **parts: 
 def _names(parts: dict[str, Any]) -> dict[str, Tensor]:
     modules = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
     names = {f"{name}.{n}": p for name, module in modules.items() for n, p in module.named_parameters()}
-    stores = {name for name, part in parts.items() if isinstance(part, ParamStoreDict)}
-    return names | {f"{name}.{n}": p for name in stores for n, p in _apart(parts).items()}
+    stores = {name: part for name, part in parts.items() if isinstance(part, ParamStoreDict)}
+    return names | {f"{name}.{n}": p for name, store in stores.items() for n, p in _statements(name, store).items()}
 
 
-def _apart(parts: dict[str, Any]) -> dict[str, Tensor]:
-    """What Pyro's store has beside the parameters of these modules, unconstrained."""
-    modules = [part for part in parts.values() if isinstance(part, nn.Module)]
-    own = {id(parameter) for module in modules for parameter in module.parameters()}
-    return {name: p for name, p in stored(pyro.get_param_store()) if id(p) not in own}
+def _statements(name: str, store: ParamStoreDict) -> dict[str, Tensor]:
+    """What ``pyro.param`` has made, unconstrained; what modules have in the store are ``nn.Parameter``."""
+    if store is not pyro.get_param_store():
+        raise ValueError(f"{name} must be Pyro's own parameter store, pyro.get_param_store(), but found another")
+    return {n: p for n, p in stored(store) if not isinstance(p, nn.Parameter)}
 
 
 def _has_state(part: Any) -> bool:
     return not isinstance(part, type) and (isinstance(part, PyroOptim | ParamStoreDict) or hasattr(part, "state_dict"))
 
 
-def _warn_of_statements(parts: dict[str, Any], names: dict[str, Tensor]) -> None:
-    """Of what ``pyro.param`` has made, for a guide's model maybe, and none of the parts has."""
-    known = {id(parameter) for parameter in names.values()}
-    lost = [n for n, p in _apart(parts).items() if id(p) not in known and not isinstance(p, nn.Parameter)]
-    if lost and any(isinstance(part, AutoGuide) for part in parts.values()):
+def _warn_of_statements(parts: dict[str, Any]) -> None:
+    """Of what ``pyro.param`` has made, for a guide's model maybe, where the store is none of the parts."""
+    kinds = [type(part) for part in parts.values()]
+    lost = () if ParamStoreDict in kinds else _statements("store", pyro.get_param_store())
+    if lost and any(issubclass(kind, AutoGuide) for kind in kinds):
         warnings.warn(
             f"the parameter store has {', '.join(lost)}, which are not saved, as they are in none of the parts: if the "
             "model has them by pyro.param, save them with store=pyro.get_param_store()",
@@ -164,7 +167,7 @@ def _state(name: str, part: Any, names: dict[str, Tensor]) -> Any:
             )
         return {known[id(parameter)]: state_of(optimiser) for parameter, optimiser in part.optim_objs.items()}
     if isinstance(part, ParamStoreDict):
-        return {n.removeprefix(f"{name}."): p.detach() for n, p in names.items() if n.startswith(f"{name}.")}
+        return {n: p.detach() for n, p in _statements(name, part).items()}
     if _is_new(part):
         raise ValueError(f"{name} has no parameters before its first call: there is nothing to save")
     return part.state_dict()

@@ -13,6 +13,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI, Predictive
+from pyro.params.param_store import ParamStoreDict
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributions.constraints import positive
@@ -222,9 +223,11 @@ def test_what_a_function_has_in_the_store_is_a_part(tmp_path):
     guide, optim, svi = begun()
     guide(x, y)
     del pyro.get_param_store()["noise"]
-    with pytest.raises(ValueError, match="store has no noise yet"):
+    with pytest.raises(ValueError, match="store has no noise of the shape that was saved: run the model"):
         load_checkpoint(tmp_path / "a.pt", guide=guide, optim=optim, store=pyro.get_param_store())
     svi.step(x, y)
     load_checkpoint(tmp_path / "a.pt", guide=guide, optim=optim, store=pyro.get_param_store())
     assert [svi.step(x, y) for _ in range(5)] == expected
     assert pyro.param("noise").item() == noise
+    with pytest.raises(ValueError, match="store must be Pyro's own parameter store"):
+        save_checkpoint(tmp_path / "a.pt", guide=guide, store=ParamStoreDict())
