@@ -76,15 +76,17 @@ def _literals(app: Sphinx, doctree: nodes.document, page: str) -> None:
         if isinstance(literal.parent, nodes.reference | nodes.title):
             continue
         if found := address(app, page, literal.astext().partition("(")[0]):
-            link = nodes.reference("", "", internal=not found.startswith("https:"), refuri=found)
-            literal.replace_self(link)
-            link += literal
+            literal.replace_self(_link(found, literal.deepcopy()))
 
 
 def _references(app: Sphinx, env: Any, node: Any, text: nodes.Node) -> nodes.reference | None:
     """Those like ``:class:`~pyro_dropout.AutoConcreteDropout```, which is in the reference of its folder."""
     found = address(app, node["refdoc"], node["reftarget"])
-    return found and nodes.reference("", "", text, internal=not found.startswith("https:"), refuri=found)
+    return _link(found, text) if found else None
+
+
+def _link(found: str, text: nodes.Node) -> nodes.reference:
+    return nodes.reference("", "", text, internal=not found.startswith("https:"), refuri=found)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -148,6 +148,8 @@ def _number(name: str, value: Any) -> float:
     return float(value)
 
 
-def uninitialised(net: nn.Module) -> list[str]:
-    """Names of the parameters that a lazy layer has not made yet."""
-    return [name for name, parameter in net.named_parameters() if isinstance(parameter, UninitializedParameter)]
+def check_initialised(net: nn.Module) -> None:
+    """Refuses what lazy layers have not made yet: tracing would make it, in a copy."""
+    lazy = [name for name, parameter in net.named_parameters() if isinstance(parameter, UninitializedParameter)]
+    if lazy:
+        raise ValueError(f"net has parameters without values, {', '.join(lazy)}: call it once with data before")

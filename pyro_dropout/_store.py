@@ -53,7 +53,7 @@ def replace_stored(name: str, tensor: Tensor) -> None:
 def own_parameter(module: PyroModule, attribute: str) -> Iterator[None]:
     """Makes a parameter at its initial value, not at that of a guide before it, unless the store was loaded with it."""
     store, name = pyro.get_param_store(), module._pyro_get_fullname(attribute)
-    if store._params.get(name) in _OWN:
+    if not pyro.settings.get("module_local_params") and store._params.get(name) in _OWN:
         del store[name]
     yield
     _OWN[module._parameters[attribute + "_unconstrained"]] = True

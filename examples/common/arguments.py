@@ -59,11 +59,7 @@ def positive(text: str) -> float:
 
     :raises argparse.ArgumentTypeError: what the parser shows.
     """
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
+    if not 0 < (value := _number(text)) < math.inf:
         raise argparse.ArgumentTypeError(f"must be a positive number, but found {text}")
     return value
 
@@ -73,10 +69,13 @@ def below_one(text: str) -> float:
 
     :raises argparse.ArgumentTypeError: what the parser shows.
     """
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < 1:
+    if not 0 <= (value := _number(text)) < 1:
         raise argparse.ArgumentTypeError(f"must be a rate of at least 0 and below 1, but found {text}")
     return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

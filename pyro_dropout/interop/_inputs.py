@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_dropout._checks import uninitialised
+from pyro_dropout._checks import check_initialised
 
 _WRAPPER = "a module whose forward takes these tensors in order and calls the network"
 
@@ -51,8 +51,7 @@ def _check_network(net: Any) -> None:
     if not isinstance(net, nn.Module):
         found = f"the class {net.__name__}: give an instance" if isinstance(net, type) else type(net).__name__
         raise TypeError(f"net must be a torch.nn.Module, but found {found}")
-    if lazy := uninitialised(net):  # tracing would make them, in a copy
-        raise ValueError(f"net has parameters without values, {', '.join(lazy)}: call it once with data before")
+    check_initialised(net)
     scripted = "the module that it was made from, which scripting leaves as it is"
     compiled = "its ._orig_mod, and compile what comes out"
     for path, layer in net.named_modules():

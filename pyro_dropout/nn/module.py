@@ -12,7 +12,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from pyro_dropout._checks import check_counts, said, uninitialised
+from pyro_dropout._checks import check_counts, check_initialised, said
 from pyro_dropout._failures import said_of_arguments
 from pyro_dropout._modes import autocast_state, in_backward
 from pyro_dropout.nn._batching import run
@@ -144,8 +144,7 @@ def _in_single_precision(found: Any) -> Any:
 def _check(net: Any, event_dim: Any) -> None:
     if not isinstance(net, nn.Module):
         raise TypeError(f"net must be a torch.nn.Module, but found {said(net)}")
-    if lazy := uninitialised(net):
-        raise ValueError(f"net has parameters without values, {', '.join(lazy)}: call it once with data before")
+    check_initialised(net)
     for number in event_dim if isinstance(event_dim, Sequence) and not isinstance(event_dim, str) else [event_dim]:
         if number is not None:
             check_counts(least=0, event_dim=number)

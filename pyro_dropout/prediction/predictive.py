@@ -205,18 +205,11 @@ class DropoutPredictive(Predictive):
         except StalePlan:  # the model has changed
             self._plans.clear()
             return self._collect(inputs, read, accumulator)
-        except Exception as error:
-            if self.parallel and error.__cause__ is not None:  # of PyTorch or Pyro
-                error.add_note(
-                    "Draws are evaluated at once, and data in parts: a model that does not broadcast over draws "
-                    "(x @ w, w[rows], a loop over rows) needs parallel=False, one that takes rows of its arguments "
-                    "by itself data=()"
-                )
-            raise
 
     def _collect(self, inputs: Inputs, read: Callable, accumulator: type[Accumulator]) -> dict[str, Any]:
         results: dict[str, Accumulator] = {}
         with (
+            self._advised(),
             said_of_arguments("the model", inputs.args, inputs.kwargs),
             self._seeded(),
             evaluation_mode(),
@@ -364,6 +357,20 @@ class DropoutPredictive(Predictive):
                 plan.draws = Sizes.of_draws(self.max_memory // 2, draw, self.num_samples)
             for draws in slices(self.num_samples, plan.draws):
                 yield _Block(draws.start, draws.stop - draws.start, draw(draws))
+
+    @contextmanager
+    def _advised(self) -> Iterator[None]:
+        """What to try where PyTorch or Pyro refuse draws at once, or rows of the data."""
+        try:
+            yield
+        except Exception as error:
+            if self.parallel and error.__cause__ is not None:  # what this package refuses has none
+                error.add_note(
+                    "Draws are evaluated at once, and data in parts: a model that does not broadcast over draws "
+                    "(x @ w, w[rows], a loop over rows) needs parallel=False, one that takes rows of its arguments "
+                    "by itself data=()"
+                )
+            raise
 
     @contextmanager
     def _seeded(self) -> Iterator[None]:

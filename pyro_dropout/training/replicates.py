@@ -125,6 +125,7 @@ class ReplicatedSVI:
         self.max_memory, self.backend, self.wait, self.progress = max_memory, backend, wait, progress
         self._keys = torch.zeros(number, 0, 2, dtype=torch.int32)
         self._steps: dict[Any, SharedStep] = {}  # by kind of arguments
+        self._checked: set[Any] = set()  # kinds that the model has been seen to take
         self._common: Replicates | None = None  # what these steps have in common
         self._modules: list[list[nn.Module]] = []  # of each replicate, once it was called
         self._held: list[Any] = []
@@ -296,20 +297,14 @@ class ReplicatedSVI:
                     _local(inner)
         functions = zip(self.models, self.guides, called, strict=True)
         self._modules = [modules_of(model, guide, *found) for model, guide, found in functions]
+        self._checked.add(self._kind(args, kwargs))
         return torch.tensor(losses, dtype=torch.float64)
 
     def _shared_step(self, args: Any, kwargs: Any) -> SharedStep:
         """The compiled step of arguments of this kind."""
-        leaves, spec = tree_flatten((args, kwargs))
-        modes, *others = (tuple(module.training for module in modules) for modules in self._modules)
+        key, (modes, *others) = self._kind(args, kwargs), self._modes()
         if any(len(other) == len(modes) and other != modes for other in others):
             raise ValueError("some replicates are in training mode and others are not: they share one graph")
-        key = (
-            spec,
-            modes,
-            autocast_state(),
-            *((t.shape, t.dtype, t.device) if isinstance(t, Tensor) else t for t in leaves),
-        )
         common = self._common
         current = all(step.is_current() for step in self._steps.values()) and still_held(self._held)
         if common is None or not current or not all(u.is_current() for u in common.updates):
@@ -319,12 +314,24 @@ class ReplicatedSVI:
         if key not in self._steps:
             say = functools.partial(self._say, shapes_of(args, kwargs))
             with pyro.settings.context(module_local_params=True), said_of_arguments("the step", args, kwargs):
-                self._check_kind(args, kwargs)
+                if key not in self._checked:
+                    self._check_kind(args, kwargs)
+                    self._checked.add(key)
                 self._steps[key] = SharedStep(common, self.alive, args, kwargs, say)
             self._held = self._tensors()
         step = self._steps[key]
         step.refresh()
         return step
+
+    def _kind(self, args: Any, kwargs: Any) -> Any:
+        """Shapes and types of arguments, and the modes that modules are in."""
+        leaves, spec = tree_flatten((args, kwargs))
+        kinds = ((t.shape, t.dtype, t.device) if isinstance(t, Tensor) else t for t in leaves)
+        return spec, *self._modes(), autocast_state(), *kinds
+
+    def _modes(self) -> list[tuple[bool, ...]]:
+        """Of each replicate's modules."""
+        return [tuple(module.training for module in modules) for modules in self._modules]
 
     def _check_kind(self, args: Any, kwargs: Any) -> None:
         """Whether the model takes arguments like these, of other shapes or in other modes than before: the first step's
