@@ -297,14 +297,16 @@ class ReplicatedSVI:
                     _local(inner)
         functions = zip(self.models, self.guides, called, strict=True)
         self._modules = [modules_of(model, guide, *found) for model, guide, found in functions]
-        self._checked.add(self._kind(args, kwargs))
+        self._checked.add(self._kind(args, kwargs, self._modes()))
         return torch.tensor(losses, dtype=torch.float64)
 
     def _shared_step(self, args: Any, kwargs: Any) -> SharedStep:
         """The compiled step of arguments of this kind."""
-        key, (modes, *others) = self._kind(args, kwargs), self._modes()
+        every = self._modes()
+        modes, *others = every
         if any(len(other) == len(modes) and other != modes for other in others):
             raise ValueError("some replicates are in training mode and others are not: they share one graph")
+        key = self._kind(args, kwargs, every)
         common = self._common
         current = all(step.is_current() for step in self._steps.values()) and still_held(self._held)
         if common is None or not current or not all(u.is_current() for u in common.updates):
@@ -323,11 +325,12 @@ class ReplicatedSVI:
         step.refresh()
         return step
 
-    def _kind(self, args: Any, kwargs: Any) -> Any:
+    @staticmethod
+    def _kind(args: Any, kwargs: Any, modes: list[tuple[bool, ...]]) -> Any:
         """Shapes and types of arguments, and the modes that modules are in."""
         leaves, spec = tree_flatten((args, kwargs))
         kinds = ((t.shape, t.dtype, t.device) if isinstance(t, Tensor) else t for t in leaves)
-        return spec, *self._modes(), autocast_state(), *kinds
+        return spec, *modes, autocast_state(), *kinds
 
     def _modes(self) -> list[tuple[bool, ...]]:
         """Of each replicate's modules."""
