@@ -35,7 +35,8 @@ def archives(tmp_path_factory):
     """The unpacked source archive of a copy of the checkout, and the wheel that is made from it."""
     folder = tmp_path_factory.mktemp("archives")
     project = folder / "checkout"
-    unwanted = shutil.ignore_patterns(".git", ".venv", "outputs", "build", "*.egg-info", "__pycache__", ".*_cache")
+    # of what is hidden .ci and .docs alone: the rest are environments, which have gigabytes, and caches
+    unwanted = shutil.ignore_patterns(".[!cd]*", "outputs", "build", "*.egg-info", "__pycache__")
     shutil.copytree(ROOT, project, ignore=unwanted)
     with tarfile.open(build(project, "build_sdist", folder)) as archive:
         archive.extractall(folder / "source", filter="data")
