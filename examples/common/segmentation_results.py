@@ -54,14 +54,15 @@ def scores_table(
     """:param ways: by name of a row the network, and how it predicts."""
     lines = [f"| method | published | {' | '.join(measures)} |", "| --- " * (2 + len(measures)) + "|"]
     for name, (dropout, way) in ways.items():
-        cells = [_said(values(results, dropout, way, m)) for m in measures]
+        cells = [said(values(results, dropout, way, m)) for m in measures]
         lines.append(f"| {name} | {published.get(name, '')} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _said(of_seeds: np.ndarray) -> str:
+def said(of_seeds: np.ndarray, digits: int = 2) -> str:
+    """Their mean, with its standard error where there are several."""
     mean, error = mean_and_error(of_seeds)
-    return f"{mean:.2f} ± {error:.2f}" if len(of_seeds) > 1 else f"{mean:.2f}"
+    return f"{mean:.{digits}f} ± {error:.{digits}f}" if len(of_seeds) > 1 else f"{mean:.{digits}f}"
 
 
 def ahead(results: Results, one: tuple[Dropout, str], other: tuple[Dropout, str], measure: str) -> str:
@@ -108,5 +109,5 @@ def draw_calibration(ax: Any, results: Results, ways: dict[str, tuple[Dropout, s
         found = results[dropout][0][-1][way]
         ax.plot(found["probability"], found["frequency"], label=name)
     ax.plot([0, 1], [0, 1], color="grey", linestyle=":")
-    ax.set(xlabel="probability", ylabel="frequency")
+    ax.set(xlabel="probability", ylabel="frequency", title="of the first seed")
     ax.legend(fontsize=7)

@@ -14,6 +14,9 @@ Training goes on from its last state. ``python -m examples.concrete.camvid --hel
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
 
 import numpy as np
 
@@ -27,9 +30,10 @@ from examples.common.segmentation_results import (
     draw_calibration,
     draw_maps,
     epochs_of,
+    said,
     scores_table,
 )
-from examples.common.verdicts import CONFIRMED, NOT_SETTLED, REFUTED, larger
+from examples.common.verdicts import CONFIRMED, NOT_SETTLED, REFUTED, alike, larger
 
 NONE, FIXED = Dropout(0.0), Dropout(0.2)
 STARTS = [Dropout(rate, "relaxed") for rate in (0.05, 0.2, 0.5)]
@@ -80,16 +84,21 @@ def layers(results: Results) -> dict[str, str]:
     }
 
 
+def rates_of(histories: Sequence[list[dict[str, Any]]], at: int) -> dict[str, np.ndarray]:
+    """By mask those of each seed, at one of the looks at them."""
+    return {mask: np.array([history[at]["rates"][mask] for history in histories]) for mask in histories[0][at]["rates"]}
+
+
 def rates_table(results: Results) -> str:
     named = layers(results)
-    lines = ["Rates at the end, of the first seed, and how far they have moved over the last fifth of training", ""]
+    lines = ["Rates at the end, means over seeds, and how far they have moved over the last fifth of training", ""]
     lines += [f"| start | {' | '.join(named)} | moved at most |", "| --- " * (2 + len(named)) + "|"]
     for dropout in STARTS:
-        history = results[dropout][0]
-        ends = history[-1]["rates"]
-        before = history[-1 - max(1, len(history) // 5)]["rates"] if len(history) > 1 else ends
-        moved = max(abs(ends[mask] - before[mask]) for mask in ends)
-        cells = " | ".join(f"{ends[mask]:.3f}" for mask in named.values())
+        histories = results[dropout]
+        last = len(histories[0]) - 1
+        ends, before = (rates_of(histories, at) for at in (last, max(0, last - max(1, len(histories[0]) // 5))))
+        moved = max(abs(ends[mask].mean() - before[mask].mean()) for mask in ends)
+        cells = " | ".join(said(ends[mask], 3) for mask in named.values())
         lines.append(f"| {dropout.rate:g} | {cells} | {moved:.3f} |")
     return "\n".join(lines)
 
@@ -110,21 +119,20 @@ def claims(results: Results) -> list[str]:
             f"3. {measure} larger without learned rates: 0.2, draws "
             f"{ahead(results, fixed, learned, measure)}, none {ahead(results, rows['none'], learned, measure)}"
         )
-    ends = np.array([[list(history[-1]["rates"].values()) for history in results[d]] for d in STARTS])
-    apart = np.ptp(ends.mean(1), axis=0)
-    verdict = CONFIRMED if apart.max() < ALIKE else REFUTED
-    verdict = verdict if ends.shape[1] > 1 else NOT_SETTLED  # one seed does not tell
-    found.append(f"4. rates end alike from all starts, within {ALIKE}: {verdict} (at most {apart.max():.3f})")
+    ends = [rates_of(results[dropout], -1) for dropout in STARTS]
+    differences = [one[mask] - other[mask] for one, other in combinations(ends, 2) for mask in one]
+    of_each = {alike(difference, ALIKE) for difference in differences}
+    verdict = REFUTED if REFUTED in of_each else CONFIRMED if of_each == {CONFIRMED} else NOT_SETTLED
+    apart = max(abs(difference.mean()) for difference in differences)
+    found.append(f"4. rates end alike from all starts, within {ALIKE}: {verdict} (at most {apart:.3f})")
     named = layers(results)
-    of = {name: np.array([h[-1]["rates"][mask] for h in results[CONCRETE]]) for name, mask in named.items()}
-    found.append(
+    of = {name: ends[STARTS.index(CONCRETE)][mask] for name, mask in named.items()}
+    return [
+        *found,
         f"5. near zero (below {NEAR_ZERO}) in the first layer: {larger(NEAR_ZERO - of['first'])}, in the middle: "
         f"{larger(NEAR_ZERO - of['middle'])}; larger in the last layer than in the middle: "
-        f"{larger(of['last'] - of['middle'])}, in the second than in the first: {larger(of['second'] - of['first'])}"
-    )
-    seconds = {d: np.mean([h[-1]["seconds"] / h[-1]["step"] for h in results[d]]) for d in (FIXED, CONCRETE)}
-    found.append(f"6. time of a step, Concrete to fixed rates: {seconds[CONCRETE] / seconds[FIXED]:.2f}")
-    return found
+        f"{larger(of['last'] - of['middle'])}, in the second than in the first: {larger(of['second'] - of['first'])}",
+    ]
 
 
 def draw(results: Results, options: argparse.Namespace) -> object:
@@ -137,7 +145,7 @@ def draw(results: Results, options: argparse.Namespace) -> object:
     draw_calibration(axes[0, 1], results, {name: WAYS[name] for name in ("none", "0.2, draws", "Concrete, draws")})
     for dropout, style in zip(STARTS, (":", "-", "--"), strict=True):
         for number, (name, mask) in enumerate(layers(results).items()):
-            course = [seen["rates"][mask] for seen in results[dropout][0]]
+            course = [rates_of(results[dropout], at)[mask].mean() for at in range(len(results[dropout][0]))]
             label = name if dropout == CONCRETE else None
             axes[0, 2].plot(epochs_of(results[dropout][0], options), course, style, color=f"C{number}", label=label)
     axes[0, 2].set(xlabel="epochs", ylabel="rate", title="from 0.05 (dotted), 0.2, 0.5 (dashed)")
