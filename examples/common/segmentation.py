@@ -6,6 +6,7 @@ import argparse
 from functools import cache
 from typing import Any, NamedTuple
 
+import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
@@ -136,8 +137,22 @@ class Crops:
         return x, y
 
 
-def trained(dropout: Dropout, seed: int, options: argparse.Namespace) -> Fitted:
-    """From its last state on; what is seen on the way: rates, and IoU of validation images."""
+def weigh_entropy(guide: Any, weight: float) -> None:
+    """Of all masks in the loss: the guide's scale, where the prior has the model's."""
+    forward = guide.forward
+
+    def weighed(*args: Any, **kwargs: Any) -> Any:
+        with poutine.scale(scale=weight):
+            return forward(*args, **kwargs)
+
+    guide.forward = weighed
+
+
+def trained(dropout: Dropout, seed: int, options: argparse.Namespace, entropy: float = 1.0) -> Fitted:
+    """From its last state on; what is seen on the way: rates, and IoU of validation images.
+
+    :param entropy: the weight of that of masks; 1 is the bound on the evidence.
+    """
     settle(seed)
     train, (x, y) = images("train", options.whole, options.images), images("val", options.whole, options.images)
     pixels = y[0].numel()
@@ -147,7 +162,10 @@ def trained(dropout: Dropout, seed: int, options: argparse.Namespace) -> Fitted:
         net = FCDenseNet(CLASSES, **SIZES[options.size])
         model = Segmentation(net, crops, ignored=UNLABELLED, autocast=torch.bfloat16 if options.bfloat16 else None)
         model.to(options.device)
-        return model, dropout.guide(model)
+        guide = dropout.guide(model)
+        if entropy != 1:
+            weigh_entropy(guide, entropy)
+        return model, guide
 
     def look(model: Any, guide: Any, ended: bool) -> dict[str, Any]:
         rates = {name: float(rate) for name, rate in guide.rates().items() if has_dropout(name)}
@@ -166,6 +184,7 @@ def trained(dropout: Dropout, seed: int, options: argparse.Namespace) -> Fitted:
     )
     about = {**dropout._asdict(), "size": options.size, "crop": options.crop, "draws": options.draws}
     about |= {"whole": options.whole, "bfloat16": options.bfloat16}
+    about |= {"entropy": entropy} if entropy != 1 else {}
     loss = TraceDropout_ELBO(masks="draw")  # batch normalisation mixes the images of a batch
     path = options.outputs / f"{dropout.name}-seed-{seed}.pt"
     return fitted(path, make, loss, train, recipe, look, about, Crops(train, options.crop, seed, options.device))
