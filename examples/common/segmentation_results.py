@@ -104,6 +104,16 @@ def draw_maps(dropout: Dropout, options: argparse.Namespace, path: Path, number:
     return save(figure, path)
 
 
+def draw_course(ax: Any, results: Results, ways: dict[str, tuple[Dropout, str]], options: argparse.Namespace) -> None:
+    """IoU over epochs, by the first of its names the mean over seeds of a network."""
+    for dropout, histories in results.items():
+        course = np.mean([[100 * seen["IoU"] for seen in history] for history in histories], 0)
+        name = next(name for name, (of, _) in ways.items() if of == dropout)
+        ax.plot(epochs_of(histories[0], options), course, label=name.removesuffix(", draws"))
+    ax.set(xlabel="epochs", ylabel="IoU of validation images, %")
+    ax.legend(fontsize=7)
+
+
 def draw_calibration(ax: Any, results: Results, ways: dict[str, tuple[Dropout, str]]) -> None:
     for name, (dropout, way) in ways.items():
         found = results[dropout][0][-1][way]

@@ -28,6 +28,7 @@ from examples.common.segmentation_results import (
     ahead,
     computed,
     draw_calibration,
+    draw_course,
     draw_maps,
     epochs_of,
     said,
@@ -137,11 +138,7 @@ def claims(results: Results) -> list[str]:
 
 def draw(results: Results, options: argparse.Namespace) -> object:
     figure, axes = panels(1, 3, 14, 4)
-    for dropout, histories in results.items():
-        course = np.mean([[100 * seen["IoU"] for seen in history] for history in histories], 0)
-        axes[0, 0].plot(epochs_of(histories[0], options), course, label=dropout.name)
-    axes[0, 0].set(xlabel="epochs", ylabel="IoU of validation images, %")
-    axes[0, 0].legend(fontsize=7)
+    draw_course(axes[0, 0], results, WAYS, options)
     draw_calibration(axes[0, 1], results, {name: WAYS[name] for name in ("none", "0.2, draws", "Concrete, draws")})
     for dropout, style in zip(STARTS, (":", "-", "--"), strict=True):
         for number, (name, mask) in enumerate(layers(results).items()):

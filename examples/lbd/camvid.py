@@ -22,7 +22,7 @@ import numpy as np
 from examples.common.pictures import panels, save
 from examples.common.results import whole
 from examples.common.segmentation import Dropout, options_of
-from examples.common.segmentation_results import Results, ahead, computed, draw_maps, epochs_of, scores_table
+from examples.common.segmentation_results import Results, ahead, computed, draw_course, draw_maps, scores_table
 from examples.common.segmentation_scores import GRID
 
 NONE, FIXED = Dropout(0.0), Dropout(0.2, where="middle")
@@ -97,15 +97,11 @@ def _curve(results: Results, name: str) -> np.ndarray:
 
 def draw(results: Results, options: argparse.Namespace) -> object:
     figure, axes = panels(1, 2, 10, 4)
-    for dropout, histories in results.items():
-        course = np.mean([[100 * seen["IoU"] for seen in history] for history in histories], 0)
-        axes[0, 0].plot(epochs_of(histories[0], options), course, label=dropout.name)
-    axes[0, 0].set(xlabel="epochs", ylabel="IoU of validation images, %")
+    draw_course(axes[0, 0], results, WAYS, options)
     for name in WAYS:
         axes[0, 1].plot(GRID, 100 * _curve(results, name), label=name)
     axes[0, 1].set(xlabel="threshold t", ylabel="PAvPU, %")
-    for ax in axes[0]:
-        ax.legend(fontsize=7)
+    axes[0, 1].legend(fontsize=7)
     return save(figure, options.outputs / "lbd_camvid.png")
 
 
