@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pyro
 import torch
 
+from pyro_dropout import AutoBernoulliDropout
 from tests.benchmarks import segmentation_peers as peers
 from tests.benchmarks.measure import Row, in_own_process, interleaved
 
@@ -26,6 +27,8 @@ def _rows(repeats: int) -> Iterator[Row]:
     for compiled in (True, False):
         work = f"{'compiled' if compiled else 'SVI'} step of FC-DenseNet with Concrete masks / by hand with Dropout2d"
         yield interleaved(work, peers.step(x, y, compiled), by_hand, "≤ 1.25", repeats, 2)
+    learned, fixed = peers.step(x, y, True), peers.step(x, y, True, AutoBernoulliDropout)
+    yield interleaved("the compiled step: learned rates / fixed ones", learned, fixed, "", repeats, 2)
     size = {"height": HEIGHT, "width": WIDTH, "draws": DRAWS}
     work = f"{DRAWS} draws of an image of {HEIGHT} × {WIDTH}, mean probabilities and entropies / raw loop"
     ours, loop = peers.streamed(x, **size), peers.raw_loop(x, **size)

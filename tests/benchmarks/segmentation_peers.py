@@ -39,18 +39,18 @@ def hand_written_step(x: Tensor, y: Tensor) -> Callable[[], float]:
     return step
 
 
-def made() -> tuple[Segmentation, Any]:
+def made(kind: Callable[..., Any] = AutoConcreteDropout) -> tuple[Segmentation, Any]:
     pyro.clear_param_store()
     model = Segmentation(FCDenseNet(CLASSES, **SMALL), SIZE, ignored=CLASSES)
-    return model, AutoConcreteDropout(model, lambda mask: RATE if has_dropout(mask) else 0.0)
+    return model, kind(model, lambda mask: RATE if has_dropout(mask) else 0.0)
 
 
-def step(x: Tensor, y: Tensor, compiled: bool) -> Callable[[], float]:
+def step(x: Tensor, y: Tensor, compiled: bool, kind: Callable[..., Any] = AutoConcreteDropout) -> Callable[[], float]:
     optim, loss = pyro.optim.RMSprop({"lr": 1e-3}), TraceDropout_ELBO(masks="draw")
     if compiled:
-        svi = CompiledSVI(*made(), optim, loss, wait=True, progress=False)
+        svi = CompiledSVI(*made(kind), optim, loss, wait=True, progress=False)
     else:
-        svi = pyro.infer.SVI(*made(), optim, loss)
+        svi = pyro.infer.SVI(*made(kind), optim, loss)
     svi.step(x, y), svi.step(x, y)
     return lambda: svi.step(x, y)
 
