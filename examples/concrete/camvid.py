@@ -34,7 +34,7 @@ from examples.common.segmentation_results import (
     said,
     scores_table,
 )
-from examples.common.verdicts import CONFIRMED, NOT_SETTLED, REFUTED, alike, larger
+from examples.common.verdicts import CONFIRMED, NOT_SETTLED, REFUTED, alike, interval, larger
 
 NONE, FIXED = Dropout(0.0), Dropout(0.2)
 STARTS = [Dropout(rate, "relaxed") for rate in (0.05, 0.2, 0.5)]
@@ -120,12 +120,24 @@ def claims(results: Results) -> list[str]:
             f"3. {measure} larger without learned rates: 0.2, draws "
             f"{ahead(results, fixed, learned, measure)}, none {ahead(results, rows['none'], learned, measure)}"
         )
+    low = rows["Concrete from 0.05, draws"]
+    for name in ("none", "0.2, draws", "Concrete from 0.5, draws"):
+        pairs = (f"{measure} {ahead(results, low, rows[name], measure)}" for measure in ("IoU", "log-likelihood"))
+        found.append(f"Concrete from 0.05, draws, above {name}: {', '.join(pairs)}")
     ends = [rates_of(results[dropout], -1) for dropout in STARTS]
     differences = [one[mask] - other[mask] for one, other in combinations(ends, 2) for mask in one]
     of_each = {alike(difference, ALIKE) for difference in differences}
     verdict = REFUTED if REFUTED in of_each else CONFIRMED if of_each == {CONFIRMED} else NOT_SETTLED
     apart = max(abs(difference.mean()) for difference in differences)
     found.append(f"4. rates end alike from all starts, within {ALIKE}: {verdict} (at most {apart:.3f})")
+    for (one, of_one), (other, of_other) in combinations(zip(STARTS, ends, strict=True), 2):
+        between = [of_other[mask] - of_one[mask] for mask in of_one]
+        means = [abs(difference.mean()) for difference in between]
+        number = sum(alike(difference, ALIKE) == REFUTED for difference in between)
+        found.append(
+            f"4. from {one.rate:g} and {other.rate:g}: {min(means):.3f} to {max(means):.3f} apart, {number} of "
+            f"{len(between)} masks by more than {ALIKE}"
+        )
     named = layers(results)
     of = {name: ends[STARTS.index(CONCRETE)][mask] for name, mask in named.items()}
     return [
@@ -133,6 +145,7 @@ def claims(results: Results) -> list[str]:
         f"5. near zero (below {NEAR_ZERO}) in the first layer: {larger(NEAR_ZERO - of['first'])}, in the middle: "
         f"{larger(NEAR_ZERO - of['middle'])}; larger in the last layer than in the middle: "
         f"{larger(of['last'] - of['middle'])}, in the second than in the first: {larger(of['second'] - of['first'])}",
+        *(f"5. {name}: {' to '.join(f'{end:.3f}' for end in interval(rates))}" for name, rates in of.items()),
     ]
 
 

@@ -151,8 +151,12 @@ def test_claims():
     assert any(line.startswith("3. ECE larger without learned rates: 0.2, draws refuted") for line in lines)
     assert any("4. rates end alike from all starts, within 0.03: confirmed (at most 0.015)" in line for line in lines)
     assert any("5. near zero (below 0.05) in the first layer: confirmed" in line for line in lines)
+    assert "4. from 0.05 and 0.5: 0.015 to 0.015 apart, 0 of 5 masks by more than 0.03" in lines
+    assert "5. middle: 0.020 to 0.020" in lines
+    assert any(line.startswith("Concrete from 0.05, draws, above none: IoU confirmed (+22.00") for line in lines)
     for history in results[STARTS[2]]:
         history[-1]["rates"]["net.middle.layers.0.masked.weight"] = 0.06
+    assert "4. from 0.05 and 0.5: 0.015 to 0.050 apart, 1 of 5 masks by more than 0.03" in claims(results)
     assert any("4. rates end alike from all starts, within 0.03: refuted (at most 0.050)" in c for c in claims(results))
     of_seeds = (0.0, 0.05, 0.1)
     for seed, history in enumerate(results[STARTS[2]]):
